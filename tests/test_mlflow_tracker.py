@@ -1,0 +1,337 @@
+"""The MLflow mirror against real stores: a database, a server on loopback, places where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lmtrain.config.schema import MlflowConfig, NoTrackingConfig
+from lmtrain.tracking.metrics_file import MetricsFile, truncate_after
+from lmtrain.tracking.mlflow import MlflowTracker, finish_parent, redact, tracking_uri
+from lmtrain.tracking.tracker import RunInfo, build_tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the module: creating the tables takes two seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+def client_of(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def run_info(folder: Path, **fields: Any) -> RunInfo:
+    folder.mkdir(parents=True, exist_ok=True)
+    return RunInfo(**{"name": folder.name, "folder": folder, "params": {}, "tags": {}} | fields)
+
+
+def record(step: int, **metrics: float) -> dict[str, float]:
+    place = {"step": step, "tokens": step * 8, "time": 1000.0 + step, "attempt": 0}
+    return {**place, "train/loss": 1 / step, **metrics}
+
+
+def mirrored(uri: str, folder: Path) -> Run:
+    """The MLflow run of a run folder."""
+    return client_of(uri).get_run(json.loads((folder / "mlflow_run.json").read_text())["run_id"])
+
+
+def history(uri: str, folder: Path, metric: str) -> list[tuple[int, float, int]]:
+    run_id = mirrored(uri, folder).info.run_id
+    points = client_of(uri).get_metric_history(run_id, metric)
+    return sorted((point.step, point.value, point.timestamp) for point in points)
+
+
+def attempt(uri: str, folder: Path, steps: range, *, status: str = "completed", **fields: Any) -> None:
+    """A run over some steps: the metrics file first, then the mirror, as the trainer does."""
+    tracker = build_tracker(MlflowConfig(uri=uri))
+    info = run_info(folder, **fields)
+    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    tracker.start(info)
+    for step in steps:
+        metrics_file.append(record(step))
+        tracker.log(record(step))
+    metrics_file.close()
+    tracker.finish(status, {})
+
+
+def test_a_run_is_mirrored_whole(tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text("lr: 0.001\n")
+    params = {"lr": 1e-3, "trainer.max_epochs": None, "compile": True, "long": "x" * 9000}
+    params |= {f"param{i}": i for i in range(150)}
+    before = time.time()
+    tracker = build_tracker(MlflowConfig(uri=uri, experiment="an experiment"))
+    tracker.start(run_info(folder, params=params, tags={"note": "hello"}))
+    for step in range(1, 1201):
+        tracker.log(record(step, **{"val/loss": math.nan} if step == 7 else {}))
+    tracker.log_artifact(config_file)
+    tracker.log_artifact(config_file, "plots")
+    tracker.log_artifact(tmp_path / "missing.png")
+    tracker.finish("early_stopped", {"objective": 1.5, "best_step": 40, "hardware": {"gpu": 0}, "done": True})
+
+    run = mirrored(uri, folder)
+    assert client_of(uri).get_experiment(run.info.experiment_id).name == "an experiment"
+    assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
+    assert (
+        before
+        <= run.info.start_time / 1000 + 0.001
+        <= run.info.end_time / 1000 + 0.001
+        <= time.time() + 0.002
+    )
+    assert len(run.data.params) == 154
+    assert {key: run.data.params[key] for key in ("lr", "trainer.max_epochs", "compile")} == {
+        "lr": "0.001",
+        "trainer.max_epochs": "null",
+        "compile": "true",
+    }
+    assert run.data.tags["note"] == "hello"
+    assert run.data.tags["status"] == "early_stopped"
+    assert run.data.tags["mlflow.source.type"] == "LOCAL"
+    assert history(uri, folder, "train/loss") == [(s, 1 / s, 1_000_000 + s * 1000) for s in range(1, 1201)]
+    assert math.isnan(history(uri, folder, "val/loss")[0][1])
+    summary = {key: value for key, value in run.data.metrics.items() if key.startswith("summary/")}
+    assert summary == {"summary/objective": 1.5, "summary/best_step": 40.0}
+    artifacts = client_of(uri).list_artifacts(run.info.run_id)
+    assert sorted(artifact.path for artifact in artifacts) == ["config.yaml", "plots"]
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("lmtrain")] == [
+        f"MLflow did not take missing.png (FileNotFoundError: {os.strerror(2)})"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "theirs"),
+    [
+        ("completed", "FINISHED"),
+        ("pruned", "FINISHED"),
+        ("interrupted", "KILLED"),
+        ("diverged", "FAILED"),
+        ("out_of_memory", "FAILED"),
+        ("failed", "FAILED"),
+    ],
+)
+def test_status(tmp_path: Path, uri: str, status: str, theirs: str) -> None:
+    attempt(uri, tmp_path / "run", range(1, 2), status=status)
+    run = mirrored(uri, tmp_path / "run")
+    assert (run.info.status, run.data.tags["status"]) == (theirs, status)
+
+
+def test_a_resumed_run_continues_without_duplicates(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "run"
+    attempt(uri, folder, range(1, 11), status="interrupted", params={"lr": 1, "max_steps": 10})
+    first = mirrored(uri, folder)
+    truncate_after(folder / "metrics.jsonl", 6)
+    attempt(uri, folder, range(7, 15), attempt=1, params={"lr": 1, "max_steps": 14, "new": 2})
+    second = mirrored(uri, folder)
+    assert second.info.run_id == first.info.run_id
+    assert (second.info.status, second.data.tags["attempt"]) == ("FINISHED", "1")
+    assert second.data.params == {"lr": "1", "max_steps": "10", "new": "2"}
+    assert [step for step, _, _ in history(uri, folder, "train/loss")] == list(range(1, 15))
+
+
+def test_what_a_killed_attempt_did_not_send_is_made_good(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "run"
+    attempt(uri, folder, range(1, 4), status="interrupted")
+    unsent = MetricsFile(folder / "metrics.jsonl")
+    for step in range(4, 8):
+        unsent.append(record(step))
+    unsent.close()
+    attempt(uri, folder, range(8, 10), attempt=1)
+    assert [step for step, _, _ in history(uri, folder, "train/loss")] == list(range(1, 10))
+
+
+def test_a_run_deleted_in_mlflow_is_made_anew(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "run"
+    attempt(uri, folder, range(1, 4))
+    deleted = mirrored(uri, folder).info.run_id
+    client_of(uri).delete_run(deleted)
+    attempt(uri, folder, range(4, 6), attempt=1)
+    assert mirrored(uri, folder).info.run_id != deleted
+    assert [step for step, _, _ in history(uri, folder, "train/loss")] == list(range(1, 6))
+
+
+def test_the_runs_of_a_sweep_share_a_parent(tmp_path: Path, uri: str) -> None:
+    sweep = tmp_path / "lr_sweep"
+    for number in ("0000", "0001"):
+        attempt(uri, sweep / number, range(1, 3), sweep_name="my sweep", sweep_folder=sweep)
+    parent = mirrored(uri, sweep)
+    assert (parent.info.run_name, parent.info.status) == ("my sweep", "RUNNING")
+    for number in ("0000", "0001"):
+        assert mirrored(uri, sweep / number).data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+    table = sweep / "comparison.csv"
+    table.write_text("run,objective\n")
+    finish_parent(MlflowConfig(uri=uri), sweep, [table], {"best_objective": 1.25}, failed=False)
+    finish_parent(NoTrackingConfig(), sweep, [], {}, failed=True)
+    finish_parent(MlflowConfig(uri=uri), tmp_path, [], {}, failed=True)
+    parent = mirrored(uri, sweep)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"summary/best_objective": 1.25}
+    assert [a.path for a in client_of(uri).list_artifacts(parent.info.run_id)] == ["comparison.csv"]
+
+
+def test_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(MlflowConfig()) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking_uri(MlflowConfig()) == "http://host:5000"
+    assert tracking_uri(MlflowConfig(uri="sqlite:////a/b.db")) == "sqlite:////a/b.db"
+    assert redact("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert redact("http://host:5000") == "http://host:5000"
+
+
+@pytest.mark.parametrize("kind", ["closed port", "unknown scheme", "no database"])
+def test_a_place_that_cannot_be_used_costs_one_warning(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "notes.db").write_text("not a database, whatever its name says " * 50)
+    place = {
+        "closed port": f"http://127.0.0.1:{port}",
+        "unknown scheme": "gopher://somewhere",
+        "no database": f"sqlite:///{tmp_path}/notes.db",
+    }[kind]
+    started = time.monotonic()
+    attempt(place, tmp_path / "run", range(1, 50))
+    assert time.monotonic() - started < 20
+    warnings = [r.getMessage() for r in caplog.records if r.name.startswith("lmtrain")]
+    assert len(warnings) == 1
+    assert place in warnings[0]
+    assert "metrics.jsonl has everything" in warnings[0]
+    assert "\n" not in warnings[0]
+
+
+def test_log_costs_the_training_thread_next_to_nothing(tmp_path: Path, uri: str) -> None:
+    tracker = MlflowTracker(MlflowConfig(uri=uri))
+    tracker.start(run_info(tmp_path / "run"))
+    seconds = []
+    for step in range(1, 2001):
+        started = time.perf_counter()
+        tracker.log(record(step))
+        seconds.append(time.perf_counter() - started)
+    tracker.finish("completed", {})
+    assert statistics.median(seconds) < 50e-6
+
+
+RUN_IN_A_PROCESS = """
+import logging, os, sys, time
+from pathlib import Path
+logging.basicConfig(level=logging.INFO)
+from lmtrain.config.schema import MlflowConfig
+from lmtrain.tracking.tracker import RunInfo, build_tracker
+folder, sweep = Path(sys.argv[1]), Path(sys.argv[1]).parent
+folder.mkdir(parents=True, exist_ok=True)
+started = time.perf_counter()
+tracker = build_tracker(MlflowConfig())
+info = RunInfo(name=folder.name, folder=folder, params={}, tags={}, sweep_name="s", sweep_folder=sweep)
+tracker.start(info)
+assert time.perf_counter() - started < 1, "start must not wait for the import of MLflow"
+for step in range(1, 11):
+    tracker.log({"step": step, "time": time.time(), "train/loss": 1.0})
+tracker.finish("completed", {})
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("num_processes", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_that_start_together_on_a_fresh_database_all_work_and_print_nothing(
+    tmp_path: Path, num_processes: int
+) -> None:
+    folders = [tmp_path / "sweep" / f"{number:04d}" for number in range(num_processes)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN_IN_A_PROCESS, str(folder)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for folder in folders
+    ]
+    assert [process.communicate(timeout=120)[0] for process in processes] == [""] * num_processes
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    parents = set()
+    for folder in folders:
+        assert len(history(uri, folder, "train/loss")) == 10
+        run = mirrored(uri, folder)
+        assert run.info.status == "FINISHED"
+        parents.add(run.data.tags["mlflow.parentRunId"])
+    assert parents == {mirrored(uri, tmp_path / "sweep").info.run_id}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock", "sweep"]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server on a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host, port = address.split(":")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://{address}/health", timeout=1)
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server did not come up"
+                time.sleep(0.1)
+        yield f"http://{address}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(20)
+        log.close()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_server_gets_metrics_and_artifacts(
+    tmp_path: Path, server: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    artifact = tmp_path / "config.yaml"
+    artifact.write_text("lr: 0.001\n")
+    folder = tmp_path / "run"
+    tracker = build_tracker(MlflowConfig(uri=server))
+    tracker.start(run_info(folder))
+    for step in range(1, 101):
+        tracker.log(record(step))
+    tracker.log_artifact(artifact)
+    tracker.finish("completed", {})
+    assert [step for step, _, _ in history(server, folder, "train/loss")] == list(range(1, 101))
+    run = mirrored(server, folder)
+    assert run.info.status == "FINISHED"
+    assert [a.path for a in client_of(server).list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert capfd.readouterr() == ("", "")

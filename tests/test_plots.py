@@ -1,0 +1,81 @@
+"""Pictures: the right files are written, and no record of a real run breaks them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmtrain.tracking.plots import plot_comparison, plot_objective, plot_run
+
+
+def run_records(num: int = 30, **extra: float) -> list[dict[str, float]]:
+    records = []
+    for step in range(1, num + 1):
+        record: dict[str, float] = {"step": step, "tokens": step * 64, "time": float(step), "attempt": 0}
+        record |= {"train/loss": 5 / step, "train/lr": 1e-3, "train/grad_norm": 1.0}
+        record |= {"train/tokens_per_second": 20_000.0}
+        if step % 10 == 0:
+            record["val/loss"] = 6 / step
+        records.append(record | extra)
+    return records
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_plot_run_writes_loss_and_training(tmp_path: Path) -> None:
+    written = plot_run(run_records(), tmp_path / "plots")
+    assert [path.name for path in written] == ["loss.png", "training.png"]
+    assert all(is_png(path) for path in written)
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        run_records(1),
+        run_records(5),
+        run_records(30, **{"train/grad_norm": math.inf}),
+        [*run_records(20), {"step": 21, "tokens": 21 * 64, "train/loss": math.nan, "train/grad_norm": 1e6}],
+        [{"step": 0, "tokens": 0, "val/loss": 8.0}],
+    ],
+    ids=["one", "few", "infinite", "diverged", "start"],
+)
+def test_plot_run_bears_short_and_broken_runs(tmp_path: Path, records: list[dict[str, float]]) -> None:
+    assert (tmp_path / "loss.png") in plot_run(records, tmp_path)
+
+
+def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
+    assert plot_run([], tmp_path) == []
+    assert plot_comparison([("a", [])], tmp_path / "c.png") is None
+    assert plot_objective([({"lr": 1e-3}, math.nan)], "val/loss", tmp_path / "o.png") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num", [1, 2, 20])
+def test_plot_comparison(tmp_path: Path, num: int) -> None:
+    runs = [(f"lr={i}", run_records()) for i in range(num)]
+    path = plot_comparison([*runs, ("failed", [])], tmp_path / "comparison.png")
+    assert path is not None
+    assert is_png(path)
+
+
+def test_plot_comparison_falls_back_to_the_training_loss(tmp_path: Path) -> None:
+    path = plot_comparison([("a", run_records(5))], tmp_path / "comparison.png")
+    assert path is not None
+
+
+def test_plot_objective_takes_numbers_words_and_missing_keys(tmp_path: Path) -> None:
+    points = [
+        ({"lr": 1e-4, "optimizer": "adamw", "compile": True}, 2.0),
+        ({"lr": 1e-3, "optimizer": "muon", "compile": False}, 1.5),
+        ({"lr": 1e-2, "optimizer": "muon"}, math.inf),
+        ({"lr": 3e-4, "dropout": 0.0}, 1.8),
+    ]
+    path = plot_objective(points, "val/loss", tmp_path / "objective.png")
+    assert path is not None
+    assert is_png(path)

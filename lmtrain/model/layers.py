@@ -1,0 +1,75 @@
+"""The layers without a notion of time: linear map, embedding, normalisation and feed-forward.
+
+Not here: attention and positions (`attention.py`), how they are stacked (`decoder.py`), and what the weights
+start as (`initialization.py`): `Linear` and `Embedding` leave their memory unset until that has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmtrain.config.schema import DecoderConfig
+
+
+class Linear(nn.Linear):
+    """A matrix product without bias; its weights are set by `initialization.py` alone."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Skip PyTorch's own initialisation: drawing every weight twice costs seconds in a large model."""
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors; its weights are set by `initialization.py` alone."""
+
+    def reset_parameters(self) -> None:
+        """Skip PyTorch's own initialisation, as in `Linear`."""
+
+
+def build_norm(config: DecoderConfig) -> nn.Module:
+    """The normalisation over the last axis (width d_model) that the config names, with a gain and no bias."""
+    if config.norm == "rmsnorm":  # Zhang and Sennrich, arXiv:1910.07467
+        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=False)  # Ba et al., arXiv:1607.06450
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)² (So et al., arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "geglu": F.gelu,
+    "gelu": F.gelu,
+    "relu2": squared_relu,
+}
+
+
+class FeedForward(nn.Module):
+    """Two matrix products around an activation; gated ones multiply two halves (Shazeer, arXiv:2002.05202).
+
+    For `swiglu` and `geglu` the rows of `up.weight` [2 d_ff, d_model] are the gate first, then the values.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.gated = config.gated
+        self.up = Linear(config.d_model, config.hidden_dim * (2 if config.gated else 1))
+        self.down = Linear(config.hidden_dim, config.d_model)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        hidden_BTF = self.up(x_BTD)
+        if self.gated:
+            gate_BTF, value_BTF = hidden_BTF.chunk(2, dim=-1)
+            hidden_BTF = self.activation(gate_BTF) * value_BTF
+        else:
+            hidden_BTF = self.activation(hidden_BTF)
+        output_BTD: Tensor = self.down(hidden_BTF)
+        return output_BTD

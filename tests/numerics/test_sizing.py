@@ -61,8 +61,7 @@ def test_flops_equal_what_the_operations_of_a_step_add_up_to(tied: bool) -> None
     tokens_BT = torch.randint(VOCAB_SIZE, (2, SEQ_LEN))
     with FlopCounterMode(display=False) as counter:
         model(tokens_BT).sum().backward()
-    # The counter knows the matrix products; the attention kernel's products are added by hand, without a mask
-    # and with the causal share.
+    # The counter knows the matrix products but no causal mask: the attention kernel's share is put by hand.
     products = counter.get_flop_counts()["Global"]
     counted = sum(flops for op, flops in products.items() if "attention" not in str(op)) / tokens_BT.numel()
     attention = 12 * chosen.num_layers * chosen.d_model * (SEQ_LEN + 1) / 2

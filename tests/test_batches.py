@@ -19,9 +19,7 @@ TOKENS = np.arange(103, dtype=np.uint16)
 FIRST_TOKENS = [35, 11, 83, 75, 19, 67, 91, 59, 3, 51, 43, 27, 98, 24, 47, 63, 55, 16, 95, 0]
 
 
-def train_batches(
-    tokens: np.ndarray = TOKENS, *, seq_len: int = 8, batch_size: int = 4, seed: int = 0
-) -> TrainBatches:
+def train_batches(tokens: np.ndarray = TOKENS, *, seq_len: int = 8, batch_size: int = 4, seed: int = 0) -> TrainBatches:
     return TrainBatches(tokens, seq_len=seq_len, batch_size=batch_size, seed=seed)
 
 
@@ -63,9 +61,7 @@ def test_the_order_of_sequences_does_not_depend_on_the_batch_size(one: int, othe
 
 @given(st.integers(2, 60), st.integers(1, 12), st.integers(0, 5), st.integers(0, 3))
 @settings(deadline=None)
-def test_every_token_is_a_target_at_least_once_an_epoch(
-    num_tokens: int, seq_len: int, seed: int, epoch: int
-) -> None:
+def test_every_token_is_a_target_at_least_once_an_epoch(num_tokens: int, seq_len: int, seed: int, epoch: int) -> None:
     seq_len = min(seq_len, num_tokens - 1)
     batches = train_batches(np.arange(num_tokens), seq_len=seq_len, batch_size=1, seed=seed)
     assert batches.num_windows == -(-num_tokens // seq_len)
@@ -109,9 +105,7 @@ def test_memory_mapped_tokens_of_either_type(tmp_path: Path) -> None:
 
 def test_text_shorter_than_a_sequence_is_refused() -> None:
     require_sequence(TOKENS, 102, "training")
-    with pytest.raises(
-        DataError, match=r"training text has 103 tokens.*data\.seq_len=103 .*seq_len=102 or less"
-    ):
+    with pytest.raises(DataError, match=r"training text has 103 tokens.*data\.seq_len=103 .*seq_len=102 or less"):
         train_batches(seq_len=103)
     with pytest.raises(DataError, match="validation text has 1 token"):
         EvalBatches(TOKENS[:1], seq_len=8, batch_size=2)
@@ -122,9 +116,7 @@ def test_text_shorter_than_a_sequence_is_refused() -> None:
 
 @given(st.integers(2, 80), st.integers(1, 20), st.integers(1, 5))
 @settings(deadline=None)
-def test_every_token_but_the_first_is_evaluated_exactly_once(
-    num_tokens: int, seq_len: int, batch_size: int
-) -> None:
+def test_every_token_but_the_first_is_evaluated_exactly_once(num_tokens: int, seq_len: int, batch_size: int) -> None:
     batches = EvalBatches(np.arange(num_tokens), seq_len=seq_len, batch_size=batch_size)
     targets: list[int] = []
     made = list(batches)

@@ -207,9 +207,7 @@ def test_fingerprint_of_a_file_that_just_changed_is_not_remembered(tmp_path: Pat
     status = path.stat()
     first = corpus_of(path).fingerprint(tmp_path / "cache")
     write(path, "two")
-    os.utime(
-        path, ns=(status.st_atime_ns, status.st_mtime_ns)
-    )  # as a coarse file-system clock would leave it
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a coarse file-system clock would leave it
     assert corpus_of(path).fingerprint(tmp_path / "cache") != first
 
 

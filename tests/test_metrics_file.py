@@ -116,8 +116,6 @@ def test_a_full_disk_is_reported_and_leaves_no_torn_line(tmp_path: Path) -> None
         "try: file.append({'step': 2, 'a': 0.123456789})\n"
         "except OSError as error: sys.exit(error.filename)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert str(path) in done.stderr
     assert read_metrics(path) == [{"step": 1, "a": 0.25}]

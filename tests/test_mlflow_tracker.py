@@ -98,12 +98,7 @@ def test_a_run_is_mirrored_whole(tmp_path: Path, uri: str, caplog: pytest.LogCap
     run = mirrored(uri, folder)
     assert client_of(uri).get_experiment(run.info.experiment_id).name == "an experiment"
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
-    assert (
-        before
-        <= run.info.start_time / 1000 + 0.001
-        <= run.info.end_time / 1000 + 0.001
-        <= time.time() + 0.002
-    )
+    assert before <= run.info.start_time / 1000 + 0.001 <= run.info.end_time / 1000 + 0.001 <= time.time() + 0.002
     assert len(run.data.params) == 154
     assert {key: run.data.params[key] for key in ("lr", "trainer.max_epochs", "compile")} == {
         "lr": "0.001",
@@ -318,9 +313,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_a_server_gets_metrics_and_artifacts(
-    tmp_path: Path, server: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_gets_metrics_and_artifacts(tmp_path: Path, server: str, capfd: pytest.CaptureFixture[str]) -> None:
     artifact = tmp_path / "config.yaml"
     artifact.write_text("lr: 0.001\n")
     folder = tmp_path / "run"

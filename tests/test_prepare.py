@@ -40,17 +40,14 @@ def some_lines(num_lines: int, seed: int = 0) -> list[str]:
 def config(tmp_path: Path) -> TextConfig:
     """A corpus of 100 different one-line documents."""
     (tmp_path / "text.txt").write_text("\n".join(some_lines(100)))
-    return TextConfig(
-        seq_len=8, path=str(tmp_path / "text.txt"), document="line", cache_dir=str(tmp_path / "cache")
-    )
+    return TextConfig(seq_len=8, path=str(tmp_path / "text.txt"), document="line", cache_dir=str(tmp_path / "cache"))
 
 
 def documents_in(prepared: PreparedData, tokens: np.ndarray) -> list[str]:
     """Decode what lies between end tokens; the last piece is empty if the array ends with one."""
     ends = np.flatnonzero(tokens == prepared.tokenizer.end_id)
     return [
-        prepared.tokenizer.decode(piece[piece != prepared.tokenizer.end_id])
-        for piece in np.split(tokens, ends + 1)
+        prepared.tokenizer.decode(piece[piece != prepared.tokenizer.end_id]) for piece in np.split(tokens, ends + 1)
     ]
 
 
@@ -159,9 +156,7 @@ def test_short_documents_are_counted_as_dropped(config: TextConfig) -> None:
     assert prepared.train_documents + prepared.val_documents == 30
 
 
-def test_the_bpe_tokenizer_sees_training_text_only(
-    config: TextConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_bpe_tokenizer_sees_training_text_only(config: TextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[str]] = {}
 
     def spy(tokenizer: TokenizerConfig, documents: object) -> object:

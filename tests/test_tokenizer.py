@@ -166,9 +166,7 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
 
 
 def test_a_vocabulary_the_text_does_not_allow() -> None:
-    with pytest.raises(
-        DataError, match=r"vocab_size=5000 is larger .*use tokenizer\.vocab_size=(\d+)"
-    ) as refused:
+    with pytest.raises(DataError, match=r"vocab_size=5000 is larger .*use tokenizer\.vocab_size=(\d+)") as refused:
         train_bpe(sample_text(), vocab_size=5_000)
     largest = int(str(refused.value).rsplit("=", 1)[1])
     assert train_bpe(sample_text(), vocab_size=largest).vocab_size == largest

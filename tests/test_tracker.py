@@ -89,9 +89,7 @@ def test_build_tracker_follows_the_config() -> None:
         build_tracker(TrackingConfig())
 
 
-def test_guard_warns_once_and_switches_the_mirror_off(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_guard_warns_once_and_switches_the_mirror_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(NoTracker):
         calls = 0
 
@@ -145,9 +143,7 @@ def test_a_server_that_was_away_gets_everything(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_server_that_stays_away_does_not_hold_up_the_end(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_stays_away_does_not_hold_up_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mirror = FakeMirror()
     mirror.away.set()
     tracker = tracker_of(mirror)

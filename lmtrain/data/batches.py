@@ -70,9 +70,7 @@ class TrainBatches:
         starts = np.array([self._start(first + row) for row in range(self._batch_size)])
         positions = starts[:, None] + np.arange(self._seq_len + 1)
         windows = torch.from_numpy(self._tokens.take(positions, mode="wrap").astype(np.int64))
-        return Batch(
-            windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), self._batch_size * self._seq_len
-        )
+        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), self._batch_size * self._seq_len)
 
     def _start(self, sequence: int) -> int:
         epoch, place = divmod(sequence, self.num_windows)
@@ -95,9 +93,7 @@ class EvalBatches:
     The last window is filled up with inputs 0 and targets IGNORED; the last batch may have fewer rows.
     """
 
-    def __init__(
-        self, tokens: TokenArray, *, seq_len: int, batch_size: int, max_batches: int | None = None
-    ) -> None:
+    def __init__(self, tokens: TokenArray, *, seq_len: int, batch_size: int, max_batches: int | None = None) -> None:
         """`tokens` is one-dimensional, at least two (DataError). `max_batches`: only the first so many."""
         require_sequence(tokens, 1, "validation")
         num_batches = -(-(len(tokens) - 1) // (seq_len * batch_size))

@@ -32,9 +32,7 @@ from lmtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 
-PREPARE_VERSION = (
-    1  # raise it when the same settings would give other tokens: older entries are then not used
-)
+PREPARE_VERSION = 1  # raise it when the same settings would give other tokens: older entries are then not used
 
 _BATCH_CHARS = 4_000_000  # text tokenised at once
 _NOT_IN_KEY = {"seq_len", "cache_dir", "path"}  # settings that do not change the tokens of the same content
@@ -184,9 +182,7 @@ def _build(
     """Write a complete entry into the empty `folder`."""
     report(f"reading {corpus.name}")
     short: list[int] = []
-    split = split_documents(
-        corpus.documents(on_short=lambda text: short.append(1)), data.split, data.val_fraction
-    )
+    split = split_documents(corpus.documents(on_short=lambda text: short.append(1)), data.split, data.val_fraction)
     # A character without an id could not be encoded, so the char tokenizer sees the validation text as well.
     seen = corpus.documents() if isinstance(config, CharConfig) else _training_text(corpus, split)
     report("training the tokenizer")

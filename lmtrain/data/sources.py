@@ -61,9 +61,7 @@ class Corpus:
             num_documents += 1
             yield text
         if num_documents == 0:
-            raise DataError(
-                f"{self.name} has no document of at least {self.min_chars} characters (data.min_chars)"
-            )
+            raise DataError(f"{self.name} has no document of at least {self.min_chars} characters (data.min_chars)")
 
     def _long_enough(self, on_short: Callable[[str], None] | None) -> Iterator[str]:
         for path in self.files:

@@ -33,9 +33,7 @@ class Split:
         return text[:cut], text[cut:]
 
 
-def split_documents(
-    documents: Iterable[str], mode: Literal["auto", "document", "tail"], val_fraction: float
-) -> Split:
+def split_documents(documents: Iterable[str], mode: Literal["auto", "document", "tail"], val_fraction: float) -> Split:
     """Choose about `val_fraction` for validation, at least one document or character, and not everything.
 
     `document`: the different documents in the order of their sha256, whatever the order of the files; the

@@ -245,9 +245,7 @@ def _find_or_create_experiment(client: MlflowClient, name: str, artifact_locatio
     return str(experiment.experiment_id)
 
 
-def _find_or_create(
-    client: MlflowClient, experiment_id: str, run_file: Path, name: str, start_time: float
-) -> str:
+def _find_or_create(client: MlflowClient, experiment_id: str, run_file: Path, name: str, start_time: float) -> str:
     """The id of the run that `run_file` names, set running again; else of a new run, then named there."""
     from mlflow.exceptions import MlflowException
 

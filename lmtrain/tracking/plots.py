@@ -92,9 +92,7 @@ def plot_comparison(runs: Sequence[tuple[str, Records]], path: Path) -> Path | N
     return _save(figure, path)
 
 
-def plot_objective(
-    points: Sequence[tuple[Mapping[str, Any], float]], objective: str, path: Path
-) -> Path | None:
+def plot_objective(points: Sequence[tuple[Mapping[str, Any], float]], objective: str, path: Path) -> Path | None:
     """Draw the objective against each setting that was swept, one panel a setting.
 
     Args:

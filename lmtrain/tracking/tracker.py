@@ -86,9 +86,7 @@ class GuardedTracker:
             getattr(self._tracker, method)(*arguments)
         except Exception as error:
             name = type(self._tracker).__name__
-            _log.warning(
-                "%s.%s failed (%s: %s) and is switched off", name, method, type(error).__name__, error
-            )
+            _log.warning("%s.%s failed (%s: %s) and is switched off", name, method, type(error).__name__, error)
             self._tracker = NoTracker()
 
 

@@ -1,0 +1,45 @@
+# `make help` lists the targets. Every target that needs Python makes .venv first; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all check ui bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(INSTALLED) ## make .venv and install the project with the tested versions
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lmtrain needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(INSTALLED) ## train the default model (ARGS="lr=1e-3 ..." to change it)
+	@$(BIN)/python -m lmtrain $(ARGS)
+
+test: $(INSTALLED) ## run the tests of a few minutes
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(INSTALLED) ## run every test, the long ones too
+	@$(BIN)/python -m pytest -m "" $(ARGS)
+
+check: $(INSTALLED) ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+ui: $(INSTALLED) ## open the MLflow UI on 127.0.0.1 (PORT=5000)
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
+		--backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
+
+bench: $(INSTALLED) ## measure the figures of the README again, into benchmarks/results/
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove .venv and caches, never runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -1,0 +1,1 @@
+"""Train transformer language models from scratch, and find by sweeps which settings are best."""

@@ -1,0 +1,185 @@
+"""The seam to Hydra: what it is told before it composes, and how its result becomes an `ExperimentConfig`.
+
+Owns the registration of schemas and resolvers, the place of the config folder, and what is read from Hydra about
+the job at hand. Nothing below `run.py` sees Hydra or OmegaConf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config.saved import PRIMARY_CONFIG, RUN_GROUPS
+from lmtrain.config.schema import SCHEMAS, ExperimentConfig
+from lmtrain.errors import ConfigError
+
+
+def config_dir() -> Path:
+    """The folder of the shipped configs: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+class ShippedConfigs(SearchPathPlugin):
+    """Makes the shipped groups available whatever primary config is used (a run's own, for `resume`)."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider=PRIMARY_CONFIG, path=f"file://{config_dir()}")
+
+
+def register() -> None:
+    """Tell Hydra our schemas, resolvers and config folder. Safe to call again."""
+    store = ConfigStore.instance()
+    store.store(name="_experiment", node=ExperimentConfig, replace=True)
+    for group, options in SCHEMAS.items():
+        for name, schema in options.items():
+            store.store(group=group, name=name, node=schema, replace=True)
+    store.store(
+        group="hydra/help",
+        name=PRIMARY_CONFIG,
+        node={"app_name": "lmtrain", "header": "", "footer": "", "template": _help_template()},
+        replace=True,
+    )
+    OmegaConf.register_resolver("run_dir", _run_dir, replace=True)
+    OmegaConf.register_resolver("run_number", lambda number: f"{number:04d}", replace=True)
+    Plugins.instance().register(ShippedConfigs)
+
+
+def _run_dir(resume: str | None, fresh: str) -> str:
+    """`hydra.run.dir`: the folder to continue in, or a fresh one."""
+    return fresh if resume in (None, "auto") else str(resume)
+
+
+def group_options(group: str) -> list[str]:
+    """Names of the shipped options of a group, without the bare schemas."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem[0] != "_")
+
+
+def _help_template() -> str:
+    groups = "\n".join(
+        f"  {group:<11} {', '.join(options)}" for group in [*SCHEMAS, "experiment"] if (options := group_options(group))
+    )
+    return f"""\
+Train a transformer language model from scratch; find by sweeps which settings are best.
+
+  python -m lmtrain                                  train with the defaults
+  python -m lmtrain model=small precision=bf16       choose options of groups
+  python -m lmtrain --multirun lr=1e-3,3e-3          a grid of runs, compared at the end
+  python -m lmtrain --multirun sweep=lr_dropout_batch   an Optuna study
+  python -m lmtrain resume=RUN trainer.max_steps=N   continue a run folder
+  python -m lmtrain --cfg job                        show the settings, run nothing
+
+Groups (group=option)
+
+{groups}
+
+Settings (key=value, group.key=value)
+
+$CONFIG
+Flags of Hydra: --hydra-help. Shell completion: eval "$$(lmtrain -sc install=bash)"
+"""
+
+
+def parse_config(config: DictConfig) -> ExperimentConfig:
+    """The composed settings as plain dataclasses, checked.
+
+    Raises ConfigError for settings that break a rule, OmegaConf's errors for missing or mistyped ones.
+    """
+    _refuse_added_keys(config)
+    parsed = OmegaConf.to_object(config)
+    assert isinstance(parsed, ExperimentConfig), type(parsed)
+    return parsed
+
+
+def _refuse_added_keys(config: DictConfig, prefix: str = "") -> None:
+    """`+key=value` gets past Hydra's check of names; no setting of ours may come in that way."""
+    schema = OmegaConf.get_type(config)
+    assert schema is not None
+    known = {field.name for field in dataclasses.fields(schema)}
+    for key in map(str, config):
+        if key not in known:
+            raise ConfigError(f"there is no setting {prefix + key!r}; +{key} cannot add one")
+        if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
+            _refuse_added_keys(config[key], f"{prefix}{key}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What Hydra knows about the run at hand, as plain values."""
+
+    run_dir: Path
+    sweep_dir: Path | None  # None: not part of a multirun
+    overrides: tuple[str, ...]  # as typed or chosen by the sweeper, without those of Hydra itself
+    choices: Mapping[str, str]  # option of each group
+
+
+def current_job() -> Job:
+    """The job Hydra is running in this process."""
+    hydra = HydraConfig.get()
+    return Job(
+        run_dir=Path(hydra.runtime.output_dir),
+        sweep_dir=Path(hydra.sweep.dir).absolute() if hydra.mode == RunMode.MULTIRUN else None,
+        overrides=tuple(str(override) for override in hydra.overrides.task),
+        choices={str(group): str(option) for group, option in hydra.runtime.choices.items()},
+    )
+
+
+def hydra_folder(config: DictConfig) -> dict[str, str]:
+    """Texts of the files Hydra keeps of a job, by path inside the run folder.
+
+    Written by us once the run owns its folder: Hydra itself would write them over those of a run already there.
+    """
+    hydra = OmegaConf.masked_copy(cast(DictConfig, HydraConfig.instance().cfg), "hydra")
+    return {
+        ".hydra/config.yaml": OmegaConf.to_yaml(config),
+        ".hydra/hydra.yaml": OmegaConf.to_yaml(hydra),
+        ".hydra/overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
+    }
+
+
+def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
+    """Group choices and the settings that differ from what those choices bring, as flat keys.
+
+    This is what is worth comparing between runs; everything else is the same for all who chose alike.
+    """
+    choices = {group: job.choices[group] for group in RUN_GROUPS if group in job.choices}
+    baseline = _flat(_compose_choices(tuple(sorted(choices.items()))))
+    changed = {key: value for key, value in _flat(config).items() if baseline.get(key) != value}
+    for key in ("resume", "sweep.name"):
+        changed.pop(key, None)
+    return choices | changed
+
+
+@functools.lru_cache(maxsize=64)
+def _compose_choices(choices: tuple[tuple[str, str], ...]) -> DictConfig:
+    loader = GlobalHydra.instance().config_loader()
+    composed = loader.load_configuration(
+        config_name=PRIMARY_CONFIG,
+        overrides=[f"{group}={option}" for group, option in choices],
+        run_mode=RunMode.RUN,
+    )
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    def walk(prefix: str, node: Any) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        children = (walk(f"{prefix}.{key}" if prefix else str(key), value) for key, value in node.items())
+        return {key: value for child in children for key, value in child.items()}
+
+    return walk("", OmegaConf.to_container(config, resolve=False))

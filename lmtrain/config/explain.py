@@ -1,0 +1,80 @@
+"""What to tell a user whose request could not be composed: the rule, the value and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from lmtrain.config.schema import SCHEMAS, ExperimentConfig
+from lmtrain.errors import LmtrainError
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
+"""What Hydra and OmegaConf raise for a request that cannot be composed."""
+
+
+def explain(error: BaseException) -> str:
+    """One or two lines for an error of `COMPOSITION_ERRORS`."""
+    for cause in _chain(error):
+        message = _explain_one(cause)
+        if message is not None:
+            return message
+    return " ".join(str(error).split("\n")[:2])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and its causes, the innermost first: that one knows the key and the value."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return reversed(found)
+
+
+def _explain_one(error: BaseException) -> str | None:
+    match error:
+        case LmtrainError():
+            return str(error)
+        case MissingConfigException(missing_cfg_file=str() as missing) if error.options:
+            group, _, option = missing.rpartition("/")
+            return f"{group} has no option {option!r}{_nearest(option, _public(error.options))}"
+        case OverrideParseException():
+            return f"cannot read the argument {error.override!r}: write key=value, or the name of a command"
+        case ConfigKeyError() | ConfigAttributeError() if isinstance(error.parent_node, DictConfig):
+            return _unknown_key(str(error.full_key), [str(key) for key in error.parent_node])
+        case MissingMandatoryValue():
+            return f"{error.full_key} must be set: add {error.full_key}=VALUE"
+        case ValidationError() if error.full_key:  # the innermost one does not know its key yet
+            return f"{error.full_key}: {str(error).splitlines()[0]}"
+        case HydraException() if found := re.search(r"Could not override '([^']+)'", str(error)):
+            return _unknown_key(found[1].split("@")[0], [*SCHEMAS, "experiment"])
+    return None
+
+
+def _unknown_key(key: str, siblings: list[str]) -> str:
+    prefix, _, name = key.rpartition(".")
+    candidates = siblings if prefix else [*ExperimentConfig.__dataclass_fields__, "experiment"]
+    return f"there is no setting {key!r}{_nearest(name, candidates, prefix)}"
+
+
+def _public(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith("_")]
+
+
+def _nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
+    names = sorted(candidates)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {prefix + '.' if prefix else ''}{close[0]}?"
+    return f"; there are {', '.join(names)}" if names else ""

@@ -1,0 +1,37 @@
+"""`config.yaml` of a run folder: every setting of a run, as a Hydra primary config of its own.
+
+`python -m lmtrain --config-path RUN --config-name config` repeats the run, with overrides if wanted. No Hydra here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from lmtrain.config.schema import SCHEMAS, ExperimentConfig
+
+PRIMARY_CONFIG = "lmtrain"  # conf/lmtrain.yaml
+SAVED_CONFIG = "config"  # config.yaml in a run folder
+RUN_GROUPS = tuple(group for group in SCHEMAS if group != "sweep")
+"""The groups whose values are settings of a run; `sweep` and `experiment` only change those."""
+
+
+def to_yaml(config: ExperimentConfig) -> str:
+    """The text of `config.yaml`: the groups by their bare schema, then every value."""
+    names = {schema: name for options in SCHEMAS.values() for name, schema in options.items()}
+    overrides = [{f"override /{group}": names[type(getattr(config, group))]} for group in RUN_GROUPS]
+    values = _plain(dataclasses.asdict(config))
+    del values["sweep"]
+    content = {"defaults": [PRIMARY_CONFIG, *overrides, "_self_"]} | values | {"resume": None}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, all the way down: YAML has no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,90 @@
+"""What a person sees while a run goes: a progress line on a terminal, periodic lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often a log file hears of a run between evaluations."""
+
+
+class ProgressLine:
+    """Shows the records of a run as they come; use as a context manager."""
+
+    def __init__(self, *, total_steps: int, first_step: int) -> None:
+        self.total_steps = total_steps
+        self.terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            disable=not self.terminal,
+            dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} steps |{bar:20}| {postfix}{elapsed} < {remaining}",
+        )
+        self._stack = contextlib.ExitStack()
+        self._shown: dict[str, float] = {}
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> ProgressLine:
+        if self.terminal:
+            self._stack.enter_context(logging_redirect_tqdm())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._stack.close()
+
+    def show(self, record: Mapping[str, float]) -> None:
+        """Take a record of metrics."""
+        self._shown |= record
+        step = int(record["step"])
+        if "val/loss" in record:
+            self._line(f"val loss {record['val/loss']:.4f}  bits/byte {record['val/bits_per_byte']:.4f}")
+        elif not self.terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._line(f"loss {record['train/loss']:.4f}")
+        postfix = {name: value for name, value in self._headline().items() if value}
+        self._bar.set_postfix_str("".join(f"{name} {value}  " for name, value in postfix.items()), refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def _line(self, what: str) -> None:
+        speed = self._headline()["tok/s"]
+        log.info(
+            "step %*d/%d  %s  %s tok/s",
+            len(str(self.total_steps)),
+            self._shown["step"],
+            self.total_steps,
+            what,
+            speed,
+        )
+        self._last_line = time.monotonic()
+
+    def _headline(self) -> dict[str, str]:
+        shown = self._shown
+        return {
+            "loss": f"{shown['train/loss']:.3f}" if "train/loss" in shown else "",
+            "val": f"{shown['val/loss']:.3f}" if "val/loss" in shown else "",
+            "tok/s": f"{shown['train/tokens_per_second']:,.0f}" if "train/tokens_per_second" in shown else "",
+        }
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,51 @@
+"""The errors a user can cause or meet, and the exit status each one ends the program with.
+
+A message states the rule, the value that broke it and what to do, in one or two lines: it is shown without a
+traceback. `assert` is for our own invariants, never for these.
+"""
+
+from __future__ import annotations
+
+
+class LmtrainError(Exception):
+    """Base of every error that is shown to the user without a traceback."""
+
+    exit_status = 1
+
+
+class UsageError(LmtrainError):
+    """The request was wrong: nothing was started and nothing was written."""
+
+    exit_status = 2
+
+
+class ConfigError(UsageError, ValueError):
+    """A setting, or two settings together, cannot be used."""
+
+
+class DataError(UsageError):
+    """The text to train on is missing, unreadable or unsuitable."""
+
+
+class RunFolderError(UsageError):
+    """A run folder is missing, is not one, or holds something else than was asked for."""
+
+
+class HardwareError(UsageError):
+    """The machine cannot do what was asked (a device, a number format)."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint cannot be used: it is missing, damaged or of another model."""
+
+
+class RunError(LmtrainError):
+    """The run was made and did not succeed."""
+
+
+class Interrupted(LmtrainError):
+    """The run was asked to stop by a signal and has saved where it was."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

@@ -1,0 +1,336 @@
+"""The composition root: from one `ExperimentConfig` to a finished run folder.
+
+Builds every part, hands each its own slice of the settings, and sees to it that the folder tells what happened
+whatever happens. The parts do not know each other; this file knows them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmtrain.config.saved import to_yaml
+from lmtrain.config.schema import ExperimentConfig
+from lmtrain.console import ProgressLine, duration
+from lmtrain.data.prepare import PreparedData, prepare
+from lmtrain.errors import Interrupted, RunFolderError
+from lmtrain.hardware import choose_device, choose_format, set_threads
+from lmtrain.model.generation import generate
+from lmtrain.origin import Origin
+from lmtrain.run_dir import RunDir, write_atomically
+from lmtrain.session import Session, build_session
+from lmtrain.tracking.environment import describe_environment, git_state
+from lmtrain.tracking.metrics_file import MetricsFile, read_metrics, truncate_after
+from lmtrain.tracking.plots import plot_run
+from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
+from lmtrain.training.interrupt import StopRequest
+from lmtrain.training.precision import Precision
+from lmtrain.training.trainer import Progress, Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """How a run ended; `result.json` holds this and what it was made with."""
+
+    status: str  # completed, early_stopped, diverged, out_of_memory, interrupted, failed
+    objective: float | None  # lowest value reached, or the last finite one of a run that diverged early
+    best_step: int | None
+    step: int
+    tokens: int
+    metrics: dict[str, float]  # the last value of each
+    seconds: float  # of this attempt, from its first line to its last
+
+
+def run_experiment(config: ExperimentConfig, run_dir: Path, origin: Origin | None = None) -> RunResult:
+    """Train as `config` says in the folder `run_dir`, continuing what is there if `config.resume` says so.
+
+    Raises UsageError before anything is written if the request cannot be met, Interrupted after a checkpoint when
+    a signal asked to stop. Any other error is noted in the folder and raised again.
+    """
+    started = time.time()
+    folder = RunDir(run_dir)
+    try:
+        folder.lock()
+        resuming = _wants_to_resume(folder, config)
+        session, data = _build(config)
+        return _Attempt(config, folder, origin or Origin(), session, data, resuming, started).execute()
+    finally:
+        folder.unlock()
+        folder.discard_if_unused()
+
+
+def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
+    if config.resume is None:
+        if folder.is_run():
+            raise RunFolderError(
+                f"{folder.path} already holds a run; continue it with resume={folder.path} or choose another folder"
+            )
+        return False
+    there = (folder.checkpoints / "last").is_dir()
+    if not there and config.resume != "auto":
+        raise RunFolderError(f"{folder.path} has no checkpoint to continue from")
+    if not there and folder.is_run():
+        log.warning("%s has no checkpoint yet: starting it again from step 0", folder.path)
+    return there
+
+
+def _build(config: ExperimentConfig) -> tuple[Session, PreparedData]:
+    """Everything that can be refused: hardware, data, model. Writes nothing but the data cache."""
+    device = choose_device(config.device)
+    precision = Precision(device, choose_format(config.precision.format, device))
+    set_threads(config.parallel.num_threads)
+    data = prepare(config.data, config.tokenizer, on_progress=log.info)
+    return build_session(config, data, precision), data
+
+
+class _Attempt:
+    """One attempt at a run: the first, or a later one that continues it."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: RunDir,
+        origin: Origin,
+        session: Session,
+        data: PreparedData,
+        resuming: bool,
+        started: float,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.origin = origin
+        self.session = session
+        self.data = data
+        self.resuming = resuming
+        self.started = started
+        self.progress = Progress()
+        self.number = 0
+        self.latest: dict[str, float] = {}
+
+    def execute(self) -> RunResult:
+        if self.resuming:
+            self.progress = self._restore()
+            if self.progress.step >= self.session.total_steps:
+                return self._nothing_left()
+        self._claim()
+        with _file_log(self.folder.path / "lmtrain.log"):
+            tracker = build_tracker(self.config.tracking)
+            tracker.start(self._info())
+            self._announce()
+            status, error = "failed", None
+            try:
+                status = self._train(tracker)
+            except BaseException as problem:
+                error = problem
+                log.debug("the run failed", exc_info=True)
+                raise
+            finally:
+                result = self._finish(status, error, tracker)
+        if status == "interrupted":
+            raise Interrupted(
+                f"stopped at step {result.step}; continue with resume={self.folder.path}", self.signal_number
+            )
+        return result
+
+    def _restore(self) -> Progress:
+        return self.session.restore(self.folder.checkpoints)
+
+    def _nothing_left(self) -> RunResult:
+        log.info(
+            "%s is complete at step %d; to go on, raise its budget: resume=%s trainer.max_steps=N",
+            self.folder.path,
+            self.progress.step,
+            self.folder.path,
+        )
+        return self._result("completed")
+
+    def _claim(self) -> None:
+        """From here on the folder is this run's."""
+        if self.resuming:
+            earlier = read_metrics(self.folder.metrics)
+            self.number = 1 + max((int(record["attempt"]) for record in earlier), default=0)
+            truncate_after(self.folder.metrics, self.progress.step)
+        else:
+            self.folder.metrics.unlink(missing_ok=True)
+        git = git_state(Path.cwd())
+        diff = {"git.diff": git.diff} if git is not None and git.dirty else {}
+        self.folder.write_texts({"config.yaml": to_yaml(self.config), **self.origin.files, **diff})
+        self.folder.result.unlink(missing_ok=True)
+        self.data.tokenizer.save(self.folder.tokenizer)
+
+    def _info(self) -> RunInfo:
+        git = git_state(Path.cwd())
+        sweep_dir = self.origin.sweep_dir
+        tags = {
+            "data": self.data.corpus_name,
+            "data_fingerprint": self.data.fingerprint,
+            "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
+            "device": str(self.session.precision.device),
+        }
+        if git is not None:
+            tags |= {"git_commit": git.commit, "git_dirty": str(git.dirty).lower()}
+        roots = {name: getattr(self.config, name) for name in ("lr", "dropout", "batch_size", "seed")}
+        return RunInfo(
+            name=self.folder.path.name if sweep_dir is None else f"{sweep_dir.name}/{self.folder.path.name}",
+            folder=self.folder.path,
+            params={**self.origin.changed, **roots},
+            tags=tags,
+            sweep_name=self.config.sweep.name if sweep_dir is not None else None,
+            sweep_folder=sweep_dir,
+            attempt=self.number,
+        )
+
+    def _announce(self) -> None:
+        session, data = self.session, self.data
+        precision = str(session.precision.format).removeprefix("torch.")
+        log.info(
+            "data   %s: %d + %d documents, %.2f M + %.2f M tokens (train + validation), vocabulary %d",
+            data.corpus_name,
+            data.train_documents,
+            data.val_documents,
+            len(data.train) / 1e6,
+            len(data.val) / 1e6,
+            data.tokenizer.vocab_size,
+        )
+        log.info(
+            "model  %.2f M parameters on %s, %s; %d steps of %d x %d tokens",
+            session.num_parameters / 1e6,
+            session.precision.device,
+            precision,
+            session.total_steps,
+            self.config.batch_size,
+            self.config.data.seq_len,
+        )
+        log.info("folder %s", self.folder.path)
+
+    def _train(self, tracker: Tracker) -> str:
+        metrics = MetricsFile(self.folder.metrics)
+        with (
+            contextlib.closing(metrics),
+            ProgressLine(total_steps=self.session.total_steps, first_step=self.progress.step) as line,
+            StopRequest() as stop,
+        ):
+
+            def record(measured: dict[str, float]) -> None:
+                complete = measured | {"time": time.time(), "attempt": self.number}
+                metrics.append(complete)
+                tracker.log(complete)
+                line.show(complete)
+                self.latest |= measured
+
+            trainer = self.session.trainer(self.folder.checkpoints, record, self.progress)
+            try:
+                status = trainer.fit(stop)
+            finally:
+                self._take_over(trainer, stop)
+        return status
+
+    def _take_over(self, trainer: Trainer, stop: StopRequest) -> None:
+        self.progress = trainer.progress
+        self.training_seconds = trainer.stopwatch.seconds
+        self.signal_number = int(stop.signal or 0)
+
+    def _result(self, status: str) -> RunResult:
+        progress = self.progress
+        return RunResult(
+            status=status,
+            objective=progress.best_score if progress.best_score is not None else progress.last_score,
+            best_step=progress.best_step,
+            step=progress.step,
+            tokens=progress.tokens,
+            metrics={name: value for name, value in self.latest.items() if "/" in name},
+            seconds=time.time() - self.started,
+        )
+
+    def _finish(self, status: str, error: BaseException | None, tracker: Tracker) -> RunResult:
+        result = self._result(status)
+        details: dict[str, Any] = {
+            "objective_name": self.config.objective,
+            "training_seconds": getattr(self, "training_seconds", 0.0),
+            "attempt": self.number,
+            "nonfinite_steps": self.progress.nonfinite_steps,
+            "parameters": self.session.num_parameters,
+            "overrides": list(self.origin.overrides),
+            "data_fingerprint": self.data.fingerprint,
+            "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
+            "error": f"{type(error).__name__}: {error}" if error is not None else None,
+            "environment": describe_environment(),
+        }
+        content = json.dumps(_finite(asdict(result) | details), indent=2)
+        write_atomically(self.folder.result, content)
+        if status in ("completed", "early_stopped"):
+            self._show_end(result)
+        artifacts = [self.folder.config, self.folder.result, self.folder.path / "lmtrain.log"]
+        artifacts += [path for path in (self.folder.git_diff, self.folder.sample) if path.exists()]
+        for path in artifacts:
+            tracker.log_artifact(path)
+        for path in plot_run(read_metrics(self.folder.metrics), self.folder.plots):
+            tracker.log_artifact(path, "plots")
+        tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
+        return result
+
+    def _show_end(self, result: RunResult) -> None:
+        """The sample and the summary a person reads at the end."""
+        if self.config.trainer.sample_tokens:
+            sample = self._sample()
+            self.folder.write_texts({"sample.txt": sample})
+            log.info("\nsample\n%s\n", "\n".join(f"  | {text}" for text in sample.split("\n")))
+        metrics = result.metrics
+        log.info(
+            "%s: %d steps, %.2f M tokens in %s (%s of training)",
+            result.status.replace("_", " "),
+            result.step,
+            result.tokens / 1e6,
+            duration(result.seconds),
+            duration(self.training_seconds),
+        )
+        log.info(
+            "val loss %.4f, perplexity %.2f, bits per byte %.4f (best %s %.4f at step %s)",
+            metrics["val/loss"],
+            metrics["val/perplexity"],
+            metrics["val/bits_per_byte"],
+            self.config.objective,
+            result.objective if result.objective is not None else math.nan,
+            result.best_step,
+        )
+
+    def _sample(self) -> str:
+        tokenizer = self.data.tokenizer
+        new_ids = generate(
+            self.session.model,
+            [tokenizer.end_id],
+            max_new_tokens=self.config.trainer.sample_tokens,
+            seed=self.config.seed,
+            stop_id=None,
+        )
+        return tokenizer.decode([token for token in new_ids if token != tokenizer.end_id])
+
+
+@contextlib.contextmanager
+def _file_log(path: Path) -> Iterator[None]:
+    """Copy every message of this process into a file while entered."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None in their place."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,81 @@
+"""A run folder: the only place that knows the names inside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lmtrain.errors import RunFolderError
+
+
+class RunDir:
+    """One run folder, there already or not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.checkpoints = path / "checkpoints"
+        self.tokenizer = path / "tokenizer.model"
+        self.plots = path / "plots"
+        self.log = path / "lmtrain.log"
+        self.sample = path / "sample.txt"
+        self.git_diff = path / "git.diff"
+        self._lock = FileLock(path / ".lock", timeout=0)
+
+    def is_run(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def lock(self) -> None:
+        """Keep other processes out until this one ends or calls `unlock`. Raises RunFolderError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        except Timeout:
+            raise RunFolderError(f"{self.path} is in use by another process") from None
+        except OSError as error:
+            raise RunFolderError(f"cannot write to {self.path}: {error.strerror}") from error
+
+    def unlock(self) -> None:
+        """Let others in again."""
+        self._lock.release()
+
+    def write_texts(self, texts: Mapping[str, str]) -> None:
+        """Write files by path inside the folder."""
+        for name, text in texts.items():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / name, text)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What `result.json` says, or None if the run has not ended."""
+        try:
+            result: dict[str, Any] = json.loads(self.result.read_text())
+        except FileNotFoundError:
+            return None
+        return result
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder, and parents left empty below the working folder, if no run was started in it."""
+        if self.is_run():
+            return
+        (self.path / ".lock").unlink(missing_ok=True)
+        for folder in (self.path, *self.path.parents):
+            if not folder.absolute().is_relative_to(Path.cwd()):
+                return
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,141 @@
+"""Everything one run trains with, built from its settings and its prepared data. Writes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lmtrain.config.schema import ExperimentConfig
+from lmtrain.data.batches import EvalBatches, TrainBatches
+from lmtrain.data.prepare import PreparedData
+from lmtrain.data.tokenizer import load_tokenizer
+from lmtrain.errors import RunFolderError
+from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.run_dir import RunDir
+from lmtrain.training.checkpoint import CheckpointFolder, capture, load_weights, restore
+from lmtrain.training.evaluation import evaluate
+from lmtrain.training.optimizers import build_optimizers
+from lmtrain.training.precision import Precision
+from lmtrain.training.schedules import warmup_length
+from lmtrain.training.step import TrainingStep
+from lmtrain.training.trainer import Progress, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The parts of a run, ready to train."""
+
+    config: ExperimentConfig
+    model: Decoder
+    forward: Callable[[Tensor], Tensor]  # the model, compiled if asked for
+    step: TrainingStep
+    batches: TrainBatches
+    val_batches: EvalBatches
+    val_bytes_per_token: float
+    total_steps: int
+
+    @property
+    def precision(self) -> Precision:
+        return self.step.precision
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def restore(self, checkpoints: Path) -> Progress:
+        """Continue from the newest checkpoint: model, optimizers and random states are put back."""
+        checkpoint = CheckpointFolder(checkpoints).load("last")
+        restore(checkpoint, self.model, self.step.optimizers, self.step.scaler)
+        return Progress(**checkpoint.meta["progress"])
+
+    def evaluate(self) -> dict[str, float]:
+        """The validation metrics as the model stands."""
+        return evaluate(
+            self.model,
+            self.val_batches,
+            self.precision,
+            bytes_per_token=self.val_bytes_per_token,
+            forward=self.forward,
+        )
+
+    def trainer(self, checkpoints: Path, record: Callable[[dict[str, float]], None], progress: Progress) -> Trainer:
+        """The loop over these parts, from `progress` on."""
+        return Trainer(
+            config=self.config.trainer,
+            schedule=self.config.schedule,
+            lr=self.config.lr,
+            total_steps=self.total_steps,
+            step=self.step,
+            batches=self.batches,
+            evaluate=self.evaluate,
+            capture=lambda state: capture(self.model, self.step.optimizers, self.step.scaler, {"progress": state}),
+            checkpoints=CheckpointFolder(checkpoints, keep=self.config.trainer.keep_checkpoints),
+            objective=self.config.objective,
+            record=record,
+            progress=progress,
+        )
+
+
+def build_session(config: ExperimentConfig, data: PreparedData, precision: Precision) -> Session:
+    """Build model, optimizers and batches. Raises UsageError if they do not fit together."""
+    batches = TrainBatches(data.train, seq_len=config.data.seq_len, batch_size=config.batch_size, seed=config.seed)
+    total_steps = count_steps(config, batches.steps_per_epoch)
+    warmup_length(config.schedule, total_steps)  # refused here if it is too long
+    torch.manual_seed(config.seed)
+    model = build_model(
+        config.model,
+        vocab_size=data.tokenizer.vocab_size,
+        seq_len=config.data.seq_len,
+        dropout=config.dropout,
+    ).to(precision.device)
+    if config.init_from is not None:
+        _start_from(model, RunDir(Path(config.init_from)), data)
+    forward: Callable[[Tensor], Tensor] = torch.compile(model) if config.trainer.compile else model
+    step = TrainingStep(
+        model,
+        build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
+        precision,
+        grad_clip=config.trainer.grad_clip,
+        micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
+        forward=forward,
+    )
+    return Session(
+        config=config,
+        model=model,
+        forward=forward,
+        step=step,
+        batches=batches,
+        val_batches=EvalBatches(
+            data.val,
+            seq_len=config.data.seq_len,
+            batch_size=config.batch_size,
+            max_batches=config.trainer.eval_batches,
+        ),
+        val_bytes_per_token=data.val_bytes_per_token,
+        total_steps=total_steps,
+    )
+
+
+def count_steps(config: ExperimentConfig, steps_per_epoch: float) -> int:
+    """Optimizer steps of the budget, whichever of the three gives it."""
+    trainer = config.trainer
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    if trainer.max_epochs is not None:
+        return math.ceil(trainer.max_epochs * steps_per_epoch)
+    assert trainer.max_tokens is not None
+    return math.ceil(trainer.max_tokens / (config.batch_size * config.data.seq_len))
+
+
+def _start_from(model: Decoder, source: RunDir, data: PreparedData) -> None:
+    """Copy the newest weights of another run. Raises UsageError unless architecture and tokenizer are the same."""
+    if not source.is_run():
+        raise RunFolderError(f"init_from={source.path}: there is no run folder there")
+    if load_tokenizer(source.tokenizer).fingerprint != data.tokenizer.fingerprint:
+        raise RunFolderError(f"init_from={source.path}: that run has another tokenizer, its weights mean nothing here")
+    load_weights(model, CheckpointFolder(source.checkpoints).load("last").model)

@@ -1,0 +1,126 @@
+"""The runs of one sweep folder side by side: a table, a CSV file and pictures.
+
+Reads run folders only, so it works for any sweeper and launcher, and again later.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmtrain.run_dir import RunDir
+from lmtrain.tracking.metrics_file import read_metrics
+from lmtrain.tracking.plots import plot_comparison, plot_objective
+
+MEASURED = ("val/loss", "val/perplexity", "val/bits_per_byte")
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run of a comparison."""
+
+    folder: RunDir
+    settings: dict[str, str]  # key=value words that made this run, by key
+    result: dict[str, Any]
+
+    @property
+    def objective(self) -> float:
+        """Lower is better; infinity if the run has none."""
+        value = self.result["objective"]
+        return math.inf if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs sorted by objective, best first."""
+
+    rows: list[RunRow]
+
+    @property
+    def swept(self) -> list[str]:
+        """The settings that differ between the runs, in the order they were given."""
+        keys = dict.fromkeys(key for row in self.rows for key in row.settings)
+        return [key for key in keys if len({row.settings.get(key) for row in self.rows}) > 1]
+
+
+def compare(sweep_dir: Path) -> Comparison:
+    """Every run of a sweep folder that has ended."""
+    rows = []
+    for config in sorted(sweep_dir.glob("*/config.yaml")):
+        folder = RunDir(config.parent)
+        result = folder.read_result()
+        if result is not None:
+            words = (word.split("=", 1) for word in result["overrides"])
+            rows.append(RunRow(folder, {key.lstrip("+~"): value for key, value in words}, result))
+    return Comparison(sorted(rows, key=lambda row: (row.objective, row.folder.path.name)))
+
+
+def print_table(comparison: Comparison, objective_name: str) -> None:
+    """Print the table for people; long settings are folded, never cut."""
+    table = Table(title=f"{len(comparison.rows)} runs by {objective_name}", title_justify="left")
+    for heading in ("run", *comparison.swept):
+        table.add_column(heading, overflow="fold")
+    for heading in (objective_name, "bits/byte", "step", "seconds", "status"):
+        table.add_column(heading, justify="left" if heading == "status" else "right", overflow="fold")
+    for number, row in enumerate(comparison.rows):
+        metrics = row.result["metrics"]
+        table.add_row(
+            row.folder.path.name,
+            *(row.settings.get(key, "") for key in comparison.swept),
+            _number(row.result["objective"], 4),
+            _number(metrics.get("val/bits_per_byte"), 4),
+            str(row.result["step"]),
+            _number(row.result["seconds"], 1),
+            row.result["status"],
+            style="bold" if number == 0 else None,
+        )
+    Console().print(table)
+
+
+def write_files(comparison: Comparison, sweep_dir: Path, objective_name: str) -> list[Path]:
+    """Write `comparison.csv` and the pictures under `plots/`; returns their paths."""
+    table = sweep_dir / "comparison.csv"
+    swept = comparison.swept
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", *swept, objective_name, *MEASURED, "best_step", "step", "tokens", "seconds", "status"])
+        for row in comparison.rows:
+            result = row.result
+            measured = (result["metrics"].get(name) for name in MEASURED)
+            counts = (result[name] for name in ("best_step", "step", "tokens", "seconds", "status"))
+            settings = (row.settings.get(key) for key in swept)
+            writer.writerow([row.folder.path.name, *settings, result["objective"], *measured, *counts])
+    return [table, *_pictures(comparison, sweep_dir / "plots", objective_name)]
+
+
+def _pictures(comparison: Comparison, folder: Path, objective_name: str) -> Iterable[Path]:
+    curves = [
+        (_label(row, comparison.swept), read_metrics(row.folder.metrics))
+        for row in comparison.rows
+        if row.folder.metrics.exists()
+    ]
+    if not curves:
+        return []
+    folder.mkdir(exist_ok=True)
+    points = [(row.settings, row.objective) for row in comparison.rows]
+    swept = [({key: settings[key] for key in comparison.swept if key in settings}, value) for settings, value in points]
+    drawn = (
+        plot_comparison(curves, folder / "comparison.png"),
+        plot_objective(swept, objective_name, folder / "objective.png"),
+    )
+    return [path for path in drawn if path is not None]
+
+
+def _label(row: RunRow, swept: list[str]) -> str:
+    return " ".join(f"{key}={row.settings[key]}" for key in swept if key in row.settings) or row.folder.path.name
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

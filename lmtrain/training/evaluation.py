@@ -1,0 +1,45 @@
+"""The loss of a model over a split, weighted by tokens, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lmtrain.data.batches import Batch
+from lmtrain.training.precision import Precision
+from lmtrain.training.step import sum_loss
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    precision: Precision,
+    *,
+    bytes_per_token: float,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """`val/loss` (nats a token), `val/perplexity` and `val/bits_per_byte` over all batches, without dropout.
+
+    `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers.
+    """
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    num_targets = 0
+    for batch in batches:
+        inputs_BT = batch.inputs.to(precision.device, non_blocking=True)
+        with precision.autocast():
+            loss = sum_loss((forward or model)(inputs_BT), batch.targets.to(precision.device, non_blocking=True))
+        total += loss.cpu().double()
+        num_targets += batch.num_targets
+    model.train(was_training)
+    mean = (total / num_targets).item()
+    return {
+        "val/loss": mean,
+        "val/perplexity": math.exp(min(mean, 700.0)),
+        "val/bits_per_byte": mean / math.log(2) / bytes_per_token,
+    }

@@ -1,0 +1,116 @@
+"""One optimizer step: accumulate the exact gradient of the whole batch, check it, move once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmtrain.data.batches import IGNORED, Batch
+from lmtrain.training.optimizers import set_lr
+from lmtrain.training.precision import Precision
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step measured. The tensors are on the device; reading them waits for it."""
+
+    loss: Tensor  # mean over all targets of the step, nats
+    grad_norm: Tensor  # of the whole gradient, before clipping
+    applied: bool  # False: not finite, nothing was changed
+    overflow: bool  # ... because the fp16 loss scale was too large, which is expected now and then
+
+
+def sum_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy summed over the targets that count, in nats, in fp32."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+class TrainingStep:
+    """`step(batch, lr)` moves the model once.
+
+    The loss of each microbatch is summed and divided by the target count of the *whole* batch, so the microbatch
+    size changes memory and speed, never the mathematics (dropout masks aside).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        precision: Precision,
+        *,
+        grad_clip: float | None,
+        micro_batch_size: int | None,
+        forward: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """`micro_batch_size` None starts with the whole batch; `forward` is the compiled model, if there is one."""
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizers = optimizers
+        self.precision = precision
+        self.scaler = precision.gradient_scaler()
+        self.grad_clip = grad_clip
+        self.micro_batch_size = micro_batch_size
+        self._forward = forward or model
+
+    def __call__(self, batch: Batch, lr: float) -> StepOutcome:
+        """Raises torch.OutOfMemoryError when not even one sequence at a time fits."""
+        loss = self._backward_that_fits(batch)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        applied = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
+        if applied:
+            if self.grad_clip is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
+            set_lr(self.optimizers, lr)
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self._drop_gradients()
+        overflow = not applied and self.scaler.is_enabled() and bool(torch.isfinite(loss))
+        return StepOutcome(loss, grad_norm, applied, overflow)
+
+    def _backward_that_fits(self, batch: Batch) -> Tensor:
+        """Gradients of the whole batch; out of memory halves the microbatch and starts the same step again."""
+        while True:
+            size = self.micro_batch_size or len(batch.inputs)
+            random_state = torch.cuda.get_rng_state() if self.precision.device.type == "cuda" else None
+            try:
+                return self._backward(batch, size)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.micro_batch_size = (size + 1) // 2
+            self._drop_gradients()
+            if random_state is not None:
+                torch.cuda.empty_cache()
+                torch.cuda.set_rng_state(random_state)
+            log.warning("out of memory at microbatch %d, going on with %d", size, self.micro_batch_size)
+
+    def _backward(self, batch: Batch, size: int) -> Tensor:
+        total = torch.zeros((), device=self.precision.device)
+        for inputs_BT, targets_BT in self._microbatches(batch, size):
+            with self.precision.autocast():
+                loss = sum_loss(self._forward(inputs_BT), targets_BT) / batch.num_targets
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _microbatches(self, batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.precision.device
+        for inputs_BT, targets_BT in zip(
+            torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True
+        ):
+            yield inputs_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True)
+
+    def _drop_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)

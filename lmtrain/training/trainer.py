@@ -1,0 +1,205 @@
+"""The training loop: when to step, log, evaluate, save and stop.
+
+Knows neither Hydra nor where records go: each is handed to `record`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from lmtrain.config.schema import ScheduleConfig, TrainerConfig
+from lmtrain.data.batches import Batch
+from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder
+from lmtrain.training.interrupt import StopRequest
+from lmtrain.training.schedules import lr_at
+from lmtrain.training.step import StepOutcome, TrainingStep
+
+log = logging.getLogger(__name__)
+
+MAX_NONFINITE_IN_A_ROW = 25
+"""So many dropped steps one after the other mean that the run will not recover."""
+
+
+class Batches(Protocol):
+    """Training batches, addressed by step."""
+
+    def __getitem__(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0  # optimizer steps made
+    tokens: int = 0  # targets trained on
+    best_score: float | None = None  # lowest objective so far
+    best_step: int | None = None
+    score_to_beat: float | None = None  # what patience compares with, by min_delta
+    last_score: float | None = None  # objective of the latest evaluation that was finite
+    evaluations_without_gain: int = 0
+    nonfinite_steps: int = 0  # dropped in all
+    nonfinite_in_a_row: int = 0
+
+
+class Stopwatch:
+    """Seconds spent training, pauses not counted."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens inside."""
+        self._before = self.seconds
+        try:
+            yield
+        finally:
+            self._started = time.perf_counter()
+
+
+class Trainer:
+    """Runs the loop from `progress` to `total_steps`, or to an earlier end."""
+
+    def __init__(
+        self,
+        *,
+        config: TrainerConfig,
+        schedule: ScheduleConfig,
+        lr: float,
+        total_steps: int,
+        step: TrainingStep,
+        batches: Batches,
+        evaluate: Callable[[], dict[str, float]],
+        capture: Callable[[dict[str, Any]], Checkpoint],
+        checkpoints: CheckpointFolder,
+        objective: str,
+        record: Callable[[dict[str, float]], None],
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.schedule = schedule
+        self.lr = lr
+        self.total_steps = total_steps
+        self.step = step
+        self.batches = batches
+        self.evaluate = evaluate
+        self.capture = capture
+        self.checkpoints = checkpoints
+        self.objective = objective
+        self.record = record
+        self.progress = progress
+        self.stopwatch = Stopwatch()
+        self._latest: dict[str, float] = {}
+        self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
+
+    def fit(self, stop: StopRequest) -> str:
+        """Train; returns the status: completed, early_stopped, diverged, out_of_memory or interrupted."""
+        self.stopwatch = Stopwatch()
+        while self.progress.step < self.total_steps:
+            try:
+                outcome = self._advance()
+            except torch.OutOfMemoryError:
+                log.error("out of memory with one sequence at a time: the model does not fit")
+                return "out_of_memory"
+            if self._diverged(outcome):
+                return "diverged"
+            done = self.progress.step
+            ending = done == self.total_steps or stop.signal is not None
+            if ending or done % self.config.log_every == 0:
+                self._log_step(outcome)
+            improved = False
+            if done == self.total_steps or done % self.config.eval_every == 0:
+                improved = self._evaluate()
+            if ending or improved or done % (self.config.checkpoint_every or self.config.eval_every) == 0:
+                self._save(improved)
+            if self._out_of_patience():
+                return "early_stopped"
+            if stop.signal is not None and done < self.total_steps:
+                return "interrupted"
+        return "completed"
+
+    def _advance(self) -> StepOutcome:
+        step = self.progress.step
+        batch = self.batches[step]
+        lr = lr_at(self.schedule, step, lr=self.lr, total_steps=self.total_steps)
+        outcome = self.step(batch, lr)
+        dropped = 0 if outcome.applied or outcome.overflow else 1
+        self.progress = replace(
+            self.progress,
+            step=step + 1,
+            tokens=self.progress.tokens + batch.num_targets,
+            nonfinite_steps=self.progress.nonfinite_steps + dropped,
+            nonfinite_in_a_row=self.progress.nonfinite_in_a_row + 1 if dropped else 0,
+        )
+        return outcome
+
+    def _diverged(self, outcome: StepOutcome) -> bool:
+        """Tell of a dropped step, and whether it ends the run."""
+        if self.progress.nonfinite_in_a_row == 0:
+            return False
+        log.warning(
+            "step %d: loss %.4g, gradient norm %.4g: not finite, nothing was updated",
+            self.progress.step,
+            outcome.loss.item(),
+            outcome.grad_norm.item(),
+        )
+        allowed = 1 if self.config.on_nonfinite == "stop" else MAX_NONFINITE_IN_A_ROW
+        return self.progress.nonfinite_in_a_row >= allowed
+
+    def _log_step(self, outcome: StepOutcome) -> None:
+        loss = outcome.loss.item()  # waits for the device, so the watch is read after the work
+        seconds, tokens = self.stopwatch.seconds, self.progress.tokens
+        before_seconds, before_tokens = self._logged
+        self._logged = (seconds, tokens)
+        self._record(
+            {
+                "train/loss": loss,
+                "train/lr": lr_at(self.schedule, self.progress.step - 1, lr=self.lr, total_steps=self.total_steps),
+                "train/grad_norm": outcome.grad_norm.item(),
+                "train/tokens_per_second": (tokens - before_tokens) / max(seconds - before_seconds, 1e-9),
+            }
+        )
+
+    def _evaluate(self) -> bool:
+        """Evaluate and record; returns whether the objective is the best so far."""
+        with self.stopwatch.paused():
+            self._record(self.evaluate())
+        score = self._latest[self.objective]
+        before = self.progress
+        finite = math.isfinite(score)
+        improved = finite and (before.best_score is None or score < before.best_score)
+        gained = finite and (before.score_to_beat is None or score < before.score_to_beat - self.config.min_delta)
+        self.progress = replace(
+            before,
+            last_score=score if finite else before.last_score,
+            best_score=score if improved else before.best_score,
+            best_step=before.step if improved else before.best_step,
+            score_to_beat=score if gained else before.score_to_beat,
+            evaluations_without_gain=0 if gained else before.evaluations_without_gain + 1,
+        )
+        return improved
+
+    def _save(self, best: bool) -> None:
+        with self.stopwatch.paused():
+            self.checkpoints.save(self.capture(asdict(self.progress)), step=self.progress.step, best=best)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        self._latest |= metrics
+        self.record({"step": self.progress.step, "tokens": self.progress.tokens, **metrics})

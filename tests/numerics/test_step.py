@@ -1,0 +1,135 @@
+"""One optimizer step: accumulation equals the full batch, non-finite gradients change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lmtrain.config.schema import AdamWConfig
+from lmtrain.data.batches import IGNORED, Batch
+from lmtrain.training.evaluation import evaluate
+from lmtrain.training.optimizers import build_optimizers
+from lmtrain.training.precision import Precision
+from lmtrain.training.step import TrainingStep, sum_loss
+
+VOCABULARY, WIDTH, ROWS, LENGTH = 11, 8, 6, 5
+FP32 = Precision(torch.device("cpu"), torch.float32)
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, VOCABULARY)
+    )
+
+
+def uneven_batch() -> Batch:
+    """Rows with 0 to 5 targets each, so that a mean of microbatch means would be wrong."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator)
+    targets = torch.randint(VOCABULARY, (ROWS, LENGTH), generator=generator)
+    for row in range(ROWS):
+        targets[row, row:] = IGNORED if row < LENGTH else targets[row, row:]
+    return Batch(inputs, targets, int((targets != IGNORED).sum()))
+
+
+def build(model: nn.Module, **settings: object) -> TrainingStep:
+    optimizers = build_optimizers(AdamWConfig(), model.parameters(), [], lr=0.01)
+    return TrainingStep(model, optimizers, FP32, **({"grad_clip": 1.0, "micro_batch_size": None} | settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 5])
+def test_accumulated_equals_full_batch(micro_batch_size: int) -> None:
+    batch = uneven_batch()
+    whole, parts = small_model(), small_model()
+    step_whole, step_parts = build(whole), build(parts, micro_batch_size=micro_batch_size)
+    for _ in range(5):
+        a, b = step_whole(batch, 0.01), step_parts(batch, 0.01)
+        assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
+        assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=1e-5)
+    for p, q in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=2e-6)
+
+
+def test_loss_is_the_mean_over_all_targets() -> None:
+    batch, model = uneven_batch(), small_model()
+    logits = model(batch.inputs)
+    kept = batch.targets != IGNORED
+    by_hand = F.cross_entropy(logits[kept], batch.targets[kept])
+    assert build(model)(batch, 0.01).loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+    assert sum_loss(logits, batch.targets).item() == pytest.approx(by_hand.item() * int(kept.sum()), rel=1e-6)
+
+
+def test_clipping_limits_the_gradient_that_is_applied() -> None:
+    """With plain SGD in place of AdamW the update is lr times the clipped gradient."""
+    batch, model = uneven_batch(), small_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    step = TrainingStep(
+        model, [torch.optim.SGD(model.parameters(), lr=1.0)], FP32, grad_clip=0.01, micro_batch_size=None
+    )
+    outcome = step(batch, 1.0)
+    assert outcome.grad_norm.item() > 0.01
+    moved = torch.sqrt(sum(((p - q) ** 2).sum() for p, q in zip(model.parameters(), before, strict=True)))  # type: ignore[arg-type]
+    assert moved.item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
+    batch, model = uneven_batch(), small_model()
+    step = build(model)
+    step(batch, 0.01)
+    weights = [p.detach().clone() for p in model.parameters()]
+    moments = step.optimizers[0].state_dict()["state"][0]["exp_avg"].clone()
+    hook = model[1].register_forward_hook(lambda module, inputs, output: output * poison)
+    outcome = step(batch, 0.01)
+    hook.remove()
+    assert not outcome.applied
+    assert not outcome.overflow
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert torch.equal(step.optimizers[0].state_dict()["state"][0]["exp_avg"], moments)
+    assert step(batch, 0.01).applied
+
+
+def test_out_of_memory_halves_the_microbatch_and_redoes_the_step() -> None:
+    batch, reference = uneven_batch(), small_model()
+    expected = build(reference)(batch, 0.01)
+    model = small_model()
+    sizes = []
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("made up")
+        return model(inputs)
+
+    step = build(model, forward=forward)
+    outcome = step(batch, 0.01)
+    assert sizes == [6, 3, 2, 2, 2]
+    assert outcome.loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_out_of_memory_with_one_sequence_is_raised() -> None:
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("made up")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        build(small_model(), forward=forward)(uneven_batch(), 0.01)
+
+
+def test_evaluation_weights_by_tokens_and_leaves_the_mode() -> None:
+    model, batch = small_model().train(), uneven_batch()
+    halves = [
+        Batch(batch.inputs[rows], batch.targets[rows], int((batch.targets[rows] != IGNORED).sum()))
+        for rows in (slice(0, 2), slice(2, ROWS))
+    ]
+    kept = batch.targets != IGNORED
+    by_hand = F.cross_entropy(model(batch.inputs)[kept], batch.targets[kept]).item()
+    metrics = evaluate(model, halves, FP32, bytes_per_token=2.0)
+    assert metrics["val/loss"] == pytest.approx(by_hand, rel=1e-6)
+    assert metrics["val/perplexity"] == pytest.approx(2.718281828**by_hand, rel=1e-5)
+    assert metrics["val/bits_per_byte"] == pytest.approx(by_hand / 0.6931471806 / 2.0, rel=1e-6)
+    assert model.training

@@ -82,9 +82,7 @@ class CausalSelfAttention(nn.Module):
         self.qkv = Linear(config.d_model, (config.num_heads + 2 * config.kv_heads) * config.head_dim)
         self.output = Linear(config.d_model, config.d_model)
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None) -> Tensor:
         """[B, T, D] → [B, T, D]; with a cache, x holds the new tokens: all of an empty cache's, or one."""
         num_qk_heads = self.num_heads + self.num_kv_heads
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (num_qk_heads + self.num_kv_heads, self.head_dim))

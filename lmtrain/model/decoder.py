@@ -26,9 +26,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_BTD: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache))
         x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
         return x_BTD
@@ -49,9 +47,7 @@ class Decoder(nn.Module):
         rotary = config.position == "rotary"
         self.embedding = Embedding(vocab_size, config.d_model)
         self.position = None if rotary else Embedding(seq_len, config.d_model)
-        self.rotary = (
-            RotaryTable(config.head_dim, seq_len=seq_len, theta=config.rope_theta) if rotary else None
-        )
+        self.rotary = RotaryTable(config.head_dim, seq_len=seq_len, theta=config.rope_theta) if rotary else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(config, dropout=dropout) for _ in range(config.num_layers))
         self.norm = build_norm(config)

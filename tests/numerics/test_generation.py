@@ -18,10 +18,7 @@ VOCAB_SIZE, SEQ_LEN = 50, 16
 def decoder(seq_len: int = SEQ_LEN, dropout: float = 0.0, **settings: Any) -> Decoder:
     torch.manual_seed(3)  # a model whose greedy text varies
     config = DecoderConfig(
-        **(
-            {"d_model": 32, "num_layers": 2, "num_heads": 4, "init_std": 0.3, "tie_embeddings": False}
-            | settings
-        )
+        **({"d_model": 32, "num_layers": 2, "num_heads": 4, "init_std": 0.3, "tie_embeddings": False} | settings)
     )
     return build_model(config, vocab_size=VOCAB_SIZE, seq_len=seq_len, dropout=dropout)
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, explain
 from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG
-from lmtrain.errors import LmtrainError, RunError, RunFolderError
+from lmtrain.errors import Interrupted, LmtrainError, RunError, RunFolderError
 from lmtrain.origin import Origin
 from lmtrain.run_dir import RunDir
 
@@ -38,8 +38,8 @@ def task(config: DictConfig) -> float:
     try:
         return _run_job(config, job)
     except (LmtrainError, *COMPOSITION_ERRORS) as error:
-        if job.sweep_dir is not None:
-            raise
+        if job.sweep_dir is not None and not isinstance(error, Interrupted):
+            raise  # the other runs of the multirun go on
         raise _PastHydra(error) from error
     finally:
         RunDir(job.run_dir).discard_if_unused()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import sys
 import time
 from collections.abc import Mapping
@@ -21,16 +22,19 @@ SECONDS_BETWEEN_LINES = 10.0
 class ProgressLine:
     """Shows the records of a run as they come; use as a context manager."""
 
-    def __init__(self, *, total_steps: int, first_step: int) -> None:
+    def __init__(self, label: str, *, total_steps: int, first_step: int) -> None:
+        """`label` tells the runs of a multirun apart. Worker processes share a terminal, so they write lines."""
+        self.label = label
         self.total_steps = total_steps
-        self.terminal = sys.stderr.isatty()
+        self.terminal = sys.stderr.isatty() and multiprocessing.parent_process() is None
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
             unit="step",
             disable=not self.terminal,
             dynamic_ncols=True,
-            bar_format="{n_fmt}/{total_fmt} steps |{bar:20}| {postfix}{elapsed} < {remaining}",
+            bar_format="{desc}{n_fmt}/{total_fmt} |{bar:20}| {postfix}{elapsed}<{remaining}",
+            desc=f"{label} " if label else "",
         )
         self._stack = contextlib.ExitStack()
         self._shown: dict[str, float] = {}
@@ -60,15 +64,9 @@ class ProgressLine:
         self._bar.update(step - self._bar.n)
 
     def _line(self, what: str) -> None:
-        speed = self._headline()["tok/s"]
-        log.info(
-            "step %*d/%d  %s  %s tok/s",
-            len(str(self.total_steps)),
-            self._shown["step"],
-            self.total_steps,
-            what,
-            speed,
-        )
+        name = f"{self.label} " if self.label else ""
+        width, speed = len(str(self.total_steps)), self._headline()["tok/s"]
+        log.info("%sstep %*d/%d  %s  %s tok/s", name, width, self._shown["step"], self.total_steps, what, speed)
         self._last_line = time.monotonic()
 
     def _headline(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import math
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from lmtrain.tracking.plots import plot_run
 from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.precision import Precision
-from lmtrain.training.trainer import Progress, Trainer
+from lmtrain.training.trainer import Progress
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def run_experiment(config: ExperimentConfig, run_dir: Path, origin: Origin | Non
         folder.lock()
         resuming = _wants_to_resume(folder, config)
         session, data = _build(config)
-        return _Attempt(config, folder, origin or Origin(), session, data, resuming, started).execute()
+        return _Attempt(config, folder, origin or Origin(), session, data, started).execute(resuming)
     finally:
         folder.unlock()
         folder.discard_if_unused()
@@ -102,7 +103,6 @@ class _Attempt:
         origin: Origin,
         session: Session,
         data: PreparedData,
-        resuming: bool,
         started: float,
     ) -> None:
         self.config = config
@@ -110,90 +110,85 @@ class _Attempt:
         self.origin = origin
         self.session = session
         self.data = data
-        self.resuming = resuming
         self.started = started
-        self.progress = Progress()
         self.number = 0
+        self.progress = Progress()
         self.latest: dict[str, float] = {}
+        self.training_seconds = 0.0
 
-    def execute(self) -> RunResult:
-        if self.resuming:
-            self.progress = self._restore()
+    def execute(self, resuming: bool) -> RunResult:
+        """Train to an end, whichever it is, and note it in the folder."""
+        if resuming:
+            self.progress = self.session.restore(self.folder.checkpoints)
             if self.progress.step >= self.session.total_steps:
                 return self._nothing_left()
-        self._claim()
-        with _file_log(self.folder.path / "lmtrain.log"):
+        self._claim(resuming)
+        with _file_log(self.folder.log):
             tracker = build_tracker(self.config.tracking)
             tracker.start(self._info())
             self._announce()
-            status, error = "failed", None
+            status, error, stop = "failed", None, StopRequest()
             try:
-                status = self._train(tracker)
+                status = self._train(tracker, stop)
             except BaseException as problem:
                 error = problem
                 log.debug("the run failed", exc_info=True)
                 raise
             finally:
                 result = self._finish(status, error, tracker)
-        if status == "interrupted":
+        if stop.signal is not None and status == "interrupted":
             raise Interrupted(
-                f"stopped at step {result.step}; continue with resume={self.folder.path}", self.signal_number
+                f"stopped by {stop.signal.name} at step {result.step}; go on with resume={self.folder.path}",
+                stop.signal,
             )
         return result
 
-    def _restore(self) -> Progress:
-        return self.session.restore(self.folder.checkpoints)
-
     def _nothing_left(self) -> RunResult:
         log.info(
-            "%s is complete at step %d; to go on, raise its budget: resume=%s trainer.max_steps=N",
+            "%s is complete at step %d; to go on, give it more: resume=%s trainer.max_steps=N",
             self.folder.path,
             self.progress.step,
             self.folder.path,
         )
         return self._result("completed")
 
-    def _claim(self) -> None:
+    def _claim(self, resuming: bool) -> None:
         """From here on the folder is this run's."""
-        if self.resuming:
+        if resuming:
             earlier = read_metrics(self.folder.metrics)
             self.number = 1 + max((int(record["attempt"]) for record in earlier), default=0)
             truncate_after(self.folder.metrics, self.progress.step)
         else:
             self.folder.metrics.unlink(missing_ok=True)
         git = git_state(Path.cwd())
-        diff = {"git.diff": git.diff} if git is not None and git.dirty else {}
-        self.folder.write_texts({"config.yaml": to_yaml(self.config), **self.origin.files, **diff})
+        diff = {self.folder.git_diff.name: git.diff} if git is not None and git.dirty else {}
+        self.folder.write_texts({self.folder.config.name: to_yaml(self.config), **self.origin.files, **diff})
         self.folder.result.unlink(missing_ok=True)
         self.data.tokenizer.save(self.folder.tokenizer)
 
     def _info(self) -> RunInfo:
-        git = git_state(Path.cwd())
-        sweep_dir = self.origin.sweep_dir
         tags = {
             "data": self.data.corpus_name,
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "device": str(self.session.precision.device),
         }
-        if git is not None:
-            tags |= {"git_commit": git.commit, "git_dirty": str(git.dirty).lower()}
         roots = {name: getattr(self.config, name) for name in ("lr", "dropout", "batch_size", "seed")}
+        in_sweep = self.origin.sweep_dir is not None
         return RunInfo(
-            name=self.folder.path.name if sweep_dir is None else f"{sweep_dir.name}/{self.folder.path.name}",
+            name=f"{self.config.sweep.name}/{self.folder.path.name}" if in_sweep else self.folder.path.name,
             folder=self.folder.path,
             params={**self.origin.changed, **roots},
             tags=tags,
-            sweep_name=self.config.sweep.name if sweep_dir is not None else None,
-            sweep_folder=sweep_dir,
+            sweep_name=self.config.sweep.name if in_sweep else None,
+            sweep_folder=self.origin.sweep_dir,
             attempt=self.number,
         )
 
     def _announce(self) -> None:
         session, data = self.session, self.data
-        precision = str(session.precision.format).removeprefix("torch.")
         log.info(
-            "data   %s: %d + %d documents, %.2f M + %.2f M tokens (train + validation), vocabulary %d",
+            "data    %s: %d + %d documents, %.2f + %.2f M tokens (training + validation), vocabulary %d",
             data.corpus_name,
             data.train_documents,
             data.val_documents,
@@ -202,42 +197,62 @@ class _Attempt:
             data.tokenizer.vocab_size,
         )
         log.info(
-            "model  %.2f M parameters on %s, %s; %d steps of %d x %d tokens",
+            "model   %.2f M parameters on %s in %s; %d steps of %d x %d tokens",
             session.num_parameters / 1e6,
             session.precision.device,
-            precision,
+            session.precision.name,
             session.total_steps,
             self.config.batch_size,
             self.config.data.seq_len,
         )
-        log.info("folder %s", self.folder.path)
+        log.info("folder  %s", self.folder.path)
 
-    def _train(self, tracker: Tracker) -> str:
+    def _train(self, tracker: Tracker, stop: StopRequest) -> str:
+        label = self.folder.path.name if self.origin.sweep_dir is not None else ""
         metrics = MetricsFile(self.folder.metrics)
-        with (
-            contextlib.closing(metrics),
-            ProgressLine(total_steps=self.session.total_steps, first_step=self.progress.step) as line,
-            StopRequest() as stop,
-        ):
+        line = ProgressLine(label, total_steps=self.session.total_steps, first_step=self.progress.step)
 
-            def record(measured: dict[str, float]) -> None:
-                complete = measured | {"time": time.time(), "attempt": self.number}
-                metrics.append(complete)
-                tracker.log(complete)
-                line.show(complete)
-                self.latest |= measured
+        def record(measured: dict[str, float]) -> None:
+            complete = measured | {"time": time.time(), "attempt": self.number}
+            metrics.append(complete)
+            tracker.log(complete)
+            line.show(complete)
+            self.latest |= measured
 
-            trainer = self.session.trainer(self.folder.checkpoints, record, self.progress)
+        trainer = self.session.trainer(self.folder.checkpoints, record, self.progress)
+        with contextlib.closing(metrics), line, stop:
             try:
-                status = trainer.fit(stop)
+                return trainer.fit(stop)
             finally:
-                self._take_over(trainer, stop)
-        return status
+                self.progress = trainer.progress
+                self.training_seconds = trainer.stopwatch.seconds
 
-    def _take_over(self, trainer: Trainer, stop: StopRequest) -> None:
-        self.progress = trainer.progress
-        self.training_seconds = trainer.stopwatch.seconds
-        self.signal_number = int(stop.signal or 0)
+    def _finish(self, status: str, error: BaseException | None, tracker: Tracker) -> RunResult:
+        result = self._result(status)
+        details: dict[str, Any] = {
+            "objective_name": self.config.objective,
+            "training_seconds": self.training_seconds,
+            "attempt": self.number,
+            "nonfinite_steps": self.progress.nonfinite_steps,
+            "parameters": self.session.num_parameters,
+            "overrides": list(self.origin.overrides),
+            "data_fingerprint": self.data.fingerprint,
+            "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
+            "error": f"{type(error).__name__}: {error}" if error is not None else None,
+            "environment": describe_environment(),
+        }
+        write_atomically(self.folder.result, json.dumps(_finite(asdict(result) | details), indent=2))
+        plots = plot_run(read_metrics(self.folder.metrics), self.folder.plots) if self.folder.metrics.exists() else []
+        if status in ("completed", "early_stopped"):
+            if self.config.trainer.sample_tokens:
+                self.folder.write_texts({self.folder.sample.name: self._sample()})
+            self._show_end(result)
+        for path in self.folder.artifacts():
+            tracker.log_artifact(path)
+        for path in plots:
+            tracker.log_artifact(path, "plots")
+        tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
+        return result
 
     def _result(self, status: str) -> RunResult:
         progress = self.progress
@@ -251,42 +266,24 @@ class _Attempt:
             seconds=time.time() - self.started,
         )
 
-    def _finish(self, status: str, error: BaseException | None, tracker: Tracker) -> RunResult:
-        result = self._result(status)
-        details: dict[str, Any] = {
-            "objective_name": self.config.objective,
-            "training_seconds": getattr(self, "training_seconds", 0.0),
-            "attempt": self.number,
-            "nonfinite_steps": self.progress.nonfinite_steps,
-            "parameters": self.session.num_parameters,
-            "overrides": list(self.origin.overrides),
-            "data_fingerprint": self.data.fingerprint,
-            "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
-            "error": f"{type(error).__name__}: {error}" if error is not None else None,
-            "environment": describe_environment(),
-        }
-        content = json.dumps(_finite(asdict(result) | details), indent=2)
-        write_atomically(self.folder.result, content)
-        if status in ("completed", "early_stopped"):
-            self._show_end(result)
-        artifacts = [self.folder.config, self.folder.result, self.folder.path / "lmtrain.log"]
-        artifacts += [path for path in (self.folder.git_diff, self.folder.sample) if path.exists()]
-        for path in artifacts:
-            tracker.log_artifact(path)
-        for path in plot_run(read_metrics(self.folder.metrics), self.folder.plots):
-            tracker.log_artifact(path, "plots")
-        tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
-        return result
+    def _sample(self) -> str:
+        """Text the trained model makes up, from the start of a document."""
+        tokenizer = self.data.tokenizer
+        new_ids = generate(
+            self.session.model,
+            [tokenizer.end_id],
+            max_new_tokens=self.config.trainer.sample_tokens,
+            seed=self.config.seed,
+        )
+        return tokenizer.decode(new_ids)
 
     def _show_end(self, result: RunResult) -> None:
-        """The sample and the summary a person reads at the end."""
-        if self.config.trainer.sample_tokens:
-            sample = self._sample()
-            self.folder.write_texts({"sample.txt": sample})
-            log.info("\nsample\n%s\n", "\n".join(f"  | {text}" for text in sample.split("\n")))
-        metrics = result.metrics
+        if self.folder.sample.exists():
+            log.info(
+                "\nsample\n%s\n", textwrap.indent(self.folder.sample.read_text().strip("\n"), "  | ", lambda _: True)
+            )
         log.info(
-            "%s: %d steps, %.2f M tokens in %s (%s of training)",
+            "%s  %d steps, %.2f M tokens in %s, %s of them training",
             result.status.replace("_", " "),
             result.step,
             result.tokens / 1e6,
@@ -294,25 +291,14 @@ class _Attempt:
             duration(self.training_seconds),
         )
         log.info(
-            "val loss %.4f, perplexity %.2f, bits per byte %.4f (best %s %.4f at step %s)",
-            metrics["val/loss"],
-            metrics["val/perplexity"],
-            metrics["val/bits_per_byte"],
+            "result  val loss %.4f, perplexity %.2f, bits per byte %.4f; best %s %.4f at step %s",
+            result.metrics["val/loss"],
+            result.metrics["val/perplexity"],
+            result.metrics["val/bits_per_byte"],
             self.config.objective,
-            result.objective if result.objective is not None else math.nan,
+            math.nan if result.objective is None else result.objective,
             result.best_step,
         )
-
-    def _sample(self) -> str:
-        tokenizer = self.data.tokenizer
-        new_ids = generate(
-            self.session.model,
-            [tokenizer.end_id],
-            max_new_tokens=self.config.trainer.sample_tokens,
-            seed=self.config.seed,
-            stop_id=None,
-        )
-        return tokenizer.decode([token for token in new_ids if token != tokenizer.end_id])
 
 
 @contextlib.contextmanager

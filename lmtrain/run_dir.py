@@ -28,6 +28,11 @@ class RunDir:
         self.git_diff = path / "git.diff"
         self._lock = FileLock(path / ".lock", timeout=0)
 
+    def artifacts(self) -> list[Path]:
+        """The small files that tell of a run, those that are there."""
+        wanted = (self.config, self.result, self.metrics, self.log, self.git_diff, self.sample)
+        return [path for path in wanted if path.exists()]
+
     def is_run(self) -> bool:
         """Whether a run was started here."""
         return self.config.is_file()

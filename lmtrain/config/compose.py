@@ -156,6 +156,8 @@ def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
 
     This is what is worth comparing between runs; everything else is the same for all who chose alike.
     """
+    if config.resume not in (None, "auto"):
+        return {}  # the run that is continued has told them already
     choices = {group: job.choices[group] for group in RUN_GROUPS if group in job.choices}
     baseline = _flat(_compose_choices(tuple(sorted(choices.items()))))
     changed = {key: value for key, value in _flat(config).items() if baseline.get(key) != value}

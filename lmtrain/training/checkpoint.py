@@ -105,8 +105,7 @@ class CheckpointFolder:
         Raises RunError if it cannot be written (disk full); the one before stays as it was.
         """
         final = self.folder / f"step_{step:08d}"
-        if not final.exists():
-            self._write(checkpoint, final)
+        self._write(checkpoint, final)
         self._point("last", final)
         if best:
             self._point("best", final)
@@ -150,6 +149,8 @@ class CheckpointFolder:
             for file in (MODEL, STATE, META, MANIFEST):
                 _sync(partial / file)
             _sync(partial)
+            if final.exists():  # left by an attempt that was killed just before it pointed `last` here
+                shutil.rmtree(final)
             partial.rename(final)
             _sync(self.folder)
         except (OSError, SafetensorError) as error:

@@ -15,6 +15,11 @@ class Precision:
     device: torch.device
     format: torch.dtype
 
+    @property
+    def name(self) -> str:
+        """The format in short, as in the config."""
+        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.format]
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context of a forward pass."""
         if self.format == torch.float32:

@@ -1,0 +1,116 @@
+"""Checkpoints: whole or not there, exact, safe to read, refused when damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lmtrain.errors import CheckpointError, RunError
+from lmtrain.training.checkpoint import CheckpointFolder, capture, restore
+from lmtrain.training.muon import Muon
+
+
+def build(seed: int, width: int = 4) -> tuple[nn.Module, list[torch.optim.Optimizer], torch.amp.GradScaler]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.5), nn.Linear(width, width))
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    muon = Muon(matrices, lr=0.1, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5)
+    return model, [muon, torch.optim.AdamW(vectors, lr=0.1, fused=True)], torch.amp.GradScaler("cpu", enabled=False)
+
+
+def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int) -> None:
+    """Dropout draws from the global generator, so a wrong random state shows."""
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model(torch.ones(3, 4)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    model, optimizers, scaler = build(seed=0)
+    train(model, optimizers, 3)
+    CheckpointFolder(tmp_path).save(capture(model, optimizers, scaler, {"progress": {"step": 3}}), step=3, best=True)
+    train(model, optimizers, 4)
+
+    other, other_optimizers, other_scaler = build(seed=99)
+    checkpoint = CheckpointFolder(tmp_path).load("last")
+    restore(checkpoint, other, other_optimizers, other_scaler)
+    assert checkpoint.meta["progress"] == {"step": 3}
+    train(other, other_optimizers, 4)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(other), strict=True))
+
+
+def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    folder, parts = CheckpointFolder(tmp_path, keep=2), build(seed=0)
+    for step in range(1, 6):
+        folder.save(capture(*parts, {"step": step}), step=step, best=step == 2)
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000004", "step_00000005"]
+    assert (tmp_path / "last").readlink() == Path("step_00000005")
+    assert (tmp_path / "best").readlink() == Path("step_00000002")
+    assert folder.load("best").meta["step"] == 2
+
+
+def test_reading_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    folder, parts = CheckpointFolder(tmp_path), build(seed=0)
+    for name in ("model.safetensors", "training_state.safetensors", "meta.json"):
+        path = folder.save(capture(*parts, {}), step=1, best=False) / name
+        whole = path.read_bytes()
+        for damage in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+            path.write_bytes(damage)
+            with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+                folder.load("last")
+        path.unlink()
+        with pytest.raises(CheckpointError, match="damaged"):
+            folder.load("last")
+        path.write_bytes(whole)
+        folder.load("last")
+
+
+def test_a_newer_format_and_a_missing_checkpoint_are_refused(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        folder.load("last")
+    manifest = folder.save(capture(*build(seed=0), {}), step=1, best=False) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    with pytest.raises(CheckpointError, match="newer version"):
+        folder.load("last")
+
+
+def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.save(capture(*build(seed=0, width=5), {}), step=1, best=False)
+    with pytest.raises(CheckpointError, match=r"of another model: 0\.(weight|bias) is \(5"):
+        restore(folder.load("last"), *build(seed=0, width=4))
+
+
+def test_a_write_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, parts = CheckpointFolder(tmp_path), build(seed=0)
+    folder.save(capture(*parts, {"step": 1}), step=1, best=True)
+
+    def full_disk(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lmtrain.training.checkpoint.save_file", full_disk)
+    with pytest.raises(RunError, match="No space left"):
+        folder.save(capture(*parts, {"step": 2}), step=2, best=True)
+    assert folder.load("last").meta["step"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step_00000001"]
+
+
+def test_a_step_saved_twice_holds_the_newer_state(tmp_path: Path) -> None:
+    """A resumed run passes steps it has saved before, and must not keep what another attempt left there."""
+    folder, parts = CheckpointFolder(tmp_path), build(seed=0)
+    folder.save(capture(*parts, {"attempt": 0}), step=1, best=False)
+    folder.save(capture(*parts, {"attempt": 1}), step=1, best=False)
+    assert folder.load("last").meta["attempt"] == 1

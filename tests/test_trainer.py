@@ -1,0 +1,195 @@
+"""The training loop with a scripted step: when it logs, evaluates, saves and stops."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from lmtrain.config.schema import LinearConfig, TrainerConfig
+from lmtrain.data.batches import Batch
+from lmtrain.training.interrupt import StopRequest
+from lmtrain.training.step import StepOutcome
+from lmtrain.training.trainer import MAX_NONFINITE_IN_A_ROW, Progress, Trainer
+
+TOKENS = 6
+
+
+class Script:
+    """A trainer whose step losses and validation losses are given."""
+
+    def __init__(self, val_losses: list[float], *, total_steps: int = 10, **settings: Any) -> None:
+        self.records: list[dict[str, float]] = []
+        self.saved: list[tuple[int, bool]] = []
+        self.steps_made: list[int] = []
+        self.on_step: Callable[[int], None] = lambda step: None
+        self.bad_steps: set[int] = set()
+        self.overflows: set[int] = set()
+        self._val_losses = iter(val_losses)
+        config = TrainerConfig(**({"max_steps": total_steps, "eval_every": 2, "log_every": 1} | settings))
+        self.trainer = Trainer(
+            config=config,
+            schedule=LinearConfig(warmup_steps=0),
+            lr=1.0,
+            total_steps=total_steps,
+            step=self._step,  # type: ignore[arg-type]
+            batches=self,
+            evaluate=lambda: {"val/loss": next(self._val_losses)},
+            capture=lambda state: state,  # type: ignore[arg-type, return-value]
+            checkpoints=self,  # type: ignore[arg-type]
+            objective="val/loss",
+            record=self.records.append,
+            progress=settings.get("progress", Progress()),
+        )
+
+    def __getitem__(self, step: int) -> Batch:
+        self.steps_made.append(step)
+        tokens = torch.zeros(2, 3, dtype=torch.int64)
+        return Batch(tokens, tokens, TOKENS)
+
+    def _step(self, batch: Batch, lr: float) -> StepOutcome:
+        step = self.steps_made[-1]
+        self.on_step(step)
+        bad = step in self.bad_steps or step in self.overflows
+        return StepOutcome(torch.tensor(math.nan if bad else 1.0), torch.tensor(1.0), not bad, step in self.overflows)
+
+    def save(self, checkpoint: object, *, step: int, best: bool) -> None:
+        self.saved.append((step, best))
+
+    def fit(self) -> str:
+        with StopRequest() as stop:
+            return self.trainer.fit(stop)
+
+
+def test_a_plain_run_logs_evaluates_and_saves_when_due() -> None:
+    script = Script([3.0, 2.0, 2.5, 1.0, 1.5], log_every=5)
+    assert script.fit() == "completed"
+    assert script.steps_made == list(range(10))
+    assert [(r["step"], r["val/loss"]) for r in script.records if "val/loss" in r] == [
+        (2, 3.0),
+        (4, 2.0),
+        (6, 2.5),
+        (8, 1.0),
+        (10, 1.5),
+    ]
+    assert [r["step"] for r in script.records if "train/loss" in r] == [5, 10]
+    assert script.saved == [(2, True), (4, True), (6, False), (8, True), (10, False)]
+    progress = script.trainer.progress
+    assert (progress.best_score, progress.best_step, progress.tokens) == (1.0, 8, 10 * TOKENS)
+
+
+def test_logged_rate_is_that_of_the_step_made() -> None:
+    script = Script([1.0], total_steps=4, eval_every=100)
+    script.fit()
+    assert [r["train/lr"] for r in script.records if "train/lr" in r] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_last_step_is_evaluated_whatever_the_interval() -> None:
+    script = Script([2.0, 1.0], total_steps=7, eval_every=4)
+    script.fit()
+    assert [r["step"] for r in script.records if "val/loss" in r] == [4, 7]
+    assert script.saved == [(4, True), (7, True)]
+
+
+def test_checkpoints_between_evaluations() -> None:
+    script = Script([2.0], total_steps=6, eval_every=100, checkpoint_every=2)
+    script.fit()
+    assert script.saved == [(2, False), (4, False), (6, True)]
+
+
+def test_patience_counts_evaluations_without_a_gain_of_min_delta() -> None:
+    script = Script([3.0, 2.0, 1.95, 1.92, 1.0], patience=2, min_delta=0.1)
+    assert script.fit() == "early_stopped"
+    assert script.trainer.progress.step == 8
+    assert script.trainer.progress.best_score == 1.92
+
+
+def test_small_gains_add_up_against_patience() -> None:
+    """Each gain is below min_delta, but two together exceed it: that is progress."""
+    script = Script([3.0, 2.94, 2.88, 2.82, 2.76], patience=2, min_delta=0.1)
+    assert script.fit() == "completed"
+
+
+def test_a_dropped_step_is_counted_and_the_run_goes_on() -> None:
+    script = Script([1.0] * 5)
+    script.bad_steps = {3, 5}
+    assert script.fit() == "completed"
+    assert script.trainer.progress.nonfinite_steps == 2
+
+
+def test_stop_on_nonfinite_ends_at_the_first() -> None:
+    script = Script([1.0] * 5, on_nonfinite="stop")
+    script.bad_steps = {3}
+    assert script.fit() == "diverged"
+    assert script.trainer.progress.step == 4
+
+
+def test_many_dropped_steps_in_a_row_end_the_run() -> None:
+    script = Script([1.0] * 50, total_steps=100)
+    script.bad_steps = set(range(10, 100))
+    assert script.fit() == "diverged"
+    assert script.trainer.progress.step == 10 + MAX_NONFINITE_IN_A_ROW
+    assert script.trainer.progress.best_score == 1.0
+
+
+def test_overflows_of_the_loss_scale_do_not_count() -> None:
+    script = Script([1.0] * 50, total_steps=60)
+    script.overflows = set(range(5, 5 + 2 * MAX_NONFINITE_IN_A_ROW))
+    assert script.fit() == "completed"
+    assert script.trainer.progress.nonfinite_steps == 0
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_best() -> None:
+    script = Script([math.nan, 2.0, math.inf, 1.5, math.nan])
+    script.fit()
+    assert script.trainer.progress.best_score == 1.5
+    assert script.trainer.progress.last_score == 1.5
+    assert [best for _, best in script.saved] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(number: signal.Signals) -> None:
+    script = Script([1.0] * 5, eval_every=100)
+    script.on_step = lambda step: signal.raise_signal(number) if step == 4 else None
+    assert script.fit() == "interrupted"
+    assert script.trainer.progress.step == 5
+    assert script.saved == [(5, False)]
+    assert script.records[-1]["step"] == 5
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    script = Script([1.0] * 5)
+
+    def twice(step: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    script.on_step = twice
+    with pytest.raises(KeyboardInterrupt):
+        script.fit()
+    assert script.trainer.progress.step == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_out_of_memory_is_a_status() -> None:
+    script = Script([1.0] * 5)
+
+    def fail(step: int) -> None:
+        if step == 3:
+            raise torch.OutOfMemoryError("made up")
+
+    script.on_step = fail
+    assert script.fit() == "out_of_memory"
+
+
+def test_a_resumed_trainer_makes_only_the_steps_left() -> None:
+    script = Script([1.0, 0.5], total_steps=10)
+    script.trainer.progress = Progress(step=7, tokens=7 * TOKENS, best_score=0.7, best_step=6, score_to_beat=0.7)
+    script.fit()
+    assert script.steps_made == [7, 8, 9]
+    assert script.trainer.progress.best_score == 0.5
+    assert script.trainer.progress.tokens == 10 * TOKENS

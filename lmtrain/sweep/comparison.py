@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import read_metrics
 from lmtrain.tracking.plots import plot_comparison, plot_objective
+
+WIDTH_OF_A_LOG = 120
+"""Columns of a table that goes to a file."""
 
 MEASURED = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
@@ -64,7 +68,7 @@ def compare(sweep_dir: Path) -> Comparison:
 
 def print_table(comparison: Comparison, objective_name: str) -> None:
     """Print the table for people; long settings are folded, never cut."""
-    table = Table(title=f"{len(comparison.rows)} runs by {objective_name}", title_justify="left")
+    table = Table(title=f"{len(comparison.rows)} runs by {objective_name}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("run", *comparison.swept):
         table.add_column(heading, overflow="fold")
     for heading in (objective_name, "bits/byte", "step", "seconds", "status"):
@@ -81,7 +85,10 @@ def print_table(comparison: Comparison, objective_name: str) -> None:
             row.result["status"],
             style="bold" if number == 0 else None,
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_LOG
+    console.print(table)
 
 
 def write_files(comparison: Comparison, sweep_dir: Path, objective_name: str) -> list[Path]:
@@ -109,17 +116,27 @@ def _pictures(comparison: Comparison, folder: Path, objective_name: str) -> Iter
     if not curves:
         return []
     folder.mkdir(exist_ok=True)
-    points = [(row.settings, row.objective) for row in comparison.rows]
-    swept = [({key: settings[key] for key in comparison.swept if key in settings}, value) for settings, value in points]
+    points = [
+        ({key: _value(row.settings[key]) for key in comparison.swept if key in row.settings}, row.objective)
+        for row in comparison.rows
+    ]
     drawn = (
         plot_comparison(curves, folder / "comparison.png"),
-        plot_objective(swept, objective_name, folder / "objective.png"),
+        plot_objective(points, objective_name, folder / "objective.png"),
     )
     return [path for path in drawn if path is not None]
 
 
 def _label(row: RunRow, swept: list[str]) -> str:
     return " ".join(f"{key}={row.settings[key]}" for key in swept if key in row.settings) or row.folder.path.name
+
+
+def _value(word: str) -> float | str:
+    """A word of the command line as a number, if it is one."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _number(value: float | None, digits: int) -> str:

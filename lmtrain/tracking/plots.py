@@ -55,7 +55,9 @@ def plot_comparison(runs: Sequence[tuple[str, Records]], path: Path) -> Path | N
     Returns:
         The file, or None when no run has a loss to show.
     """
-    metric = "val/loss" if any(_series(records, "val/loss")[0] for _, records in runs) else "train/loss"
+    # One evaluation a run is no curve: the training loss then says more.
+    evaluated = any(len(_series(records, "val/loss")[0]) > 1 for _, records in runs)
+    metric = "val/loss" if evaluated else "train/loss"
     curves = [(label, *_series(records, metric, "tokens")) for label, records in runs]
     curves = [curve for curve in curves if curve[1]]
     if not curves:

@@ -55,9 +55,7 @@ class Figure:
         return low <= self.value <= high
 
 
-def median_figure(
-    name: str, samples: Sequence[float], *, unit: str = "", at_most: float | None = None
-) -> Figure:
+def median_figure(name: str, samples: Sequence[float], *, unit: str = "", at_most: float | None = None) -> Figure:
     """The median of samples with its interval."""
     return Figure(
         name=name,
@@ -68,22 +66,19 @@ def median_figure(
     )
 
 
-def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     """An interval for the median by order statistics, which assumes nothing about the distribution.
 
-    The k-th smallest and the k-th largest of n samples enclose the median unless fewer than k fall on one side of
-    it, the number on a side being binomial(n, 1/2). Below six samples even the extremes promise less than 95 %.
+    The k-th smallest and the k-th largest of n samples enclose the median unless fewer than k samples fall on one
+    side of it, and the number on a side is binomial(n, 1/2). With fewer than six not even the extremes will do: None.
     """
-    ordered = sorted(samples)
-    n = len(ordered)
-    rank, outside = 0, 0.0
-    while rank < (n - 1) // 2:
-        outside += 2 * math.comb(n, rank) / 2**n
-        if outside > 1 - CONFIDENCE:
-            break
-        rank += 1
-    index = max(rank - 1, 0)
-    return ordered[index], ordered[n - 1 - index]
+    ordered, n = sorted(samples), len(samples)
+    miss = 2 * 0.5**n  # probability that the median lies outside the k-th extremes, for k = 1
+    k = 0
+    while miss <= 1 - CONFIDENCE:
+        k += 1
+        miss += 2 * math.comb(n, k) * 0.5**n
+    return (ordered[k - 1], ordered[n - k]) if k else None
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -84,7 +84,7 @@ class BareLoop:
     def train_on(self, batch: Batch) -> torch.Tensor:
         lr = lr_at(self.config.schedule, self.step, lr=self.config.lr, total_steps=self.total_steps)
         loss = F.cross_entropy(self.model(batch.inputs).flatten(0, 1), batch.targets.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if self.config.trainer.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.trainer.grad_clip)
         for optimizer in self.optimizers:
@@ -167,7 +167,7 @@ class Setting:
         bare = self.bare_loop()
         turns = TurnTaking(self.session.batches, bare.take_turn)
         metrics = MetricsFile(self.folder / "metrics.jsonl")
-        with ProgressLine(total_steps=self.total_steps, first_step=0) as line, StopRequest() as stop:
+        with ProgressLine("", total_steps=self.total_steps, first_step=0) as line, StopRequest() as stop:
 
             def record(measured: dict[str, float]) -> None:
                 complete = measured | {"time": time.time(), "attempt": 0}
@@ -210,8 +210,8 @@ def main() -> int:
     command_line = parser(__doc__)
     command_line.add_argument("--blocks", type=int, default=30, help="measurements a line (default 30)")
     command_line.add_argument("overrides", nargs="*", help="settings for both, as parallel.num_threads=1")
-    arguments = command_line.parse_args()
-    blocks = 3 if arguments.quick else arguments.blocks
+    arguments = command_line.parse_intermixed_args()
+    blocks = 1 if arguments.quick else arguments.blocks
     figures, samples, configs = [], {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LMTRAIN_CACHE"] = f"{temporary}/cache"

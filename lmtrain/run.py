@@ -31,6 +31,7 @@ from lmtrain.tracking.environment import describe_environment, git_state
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics, truncate_after
 from lmtrain.tracking.plots import plot_run
 from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
+from lmtrain.training.checkpoint import CheckpointFolder
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.precision import Precision
 from lmtrain.training.trainer import Progress
@@ -76,7 +77,7 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
                 f"{folder.path} already holds a run; continue it with resume={folder.path} or choose another folder"
             )
         return False
-    there = (folder.checkpoints / "last").is_dir()
+    there = CheckpointFolder(folder.checkpoints).has_any()
     if not there and config.resume != "auto":
         raise RunFolderError(f"{folder.path} has no checkpoint to continue from")
     if not there and folder.is_run():
@@ -127,7 +128,7 @@ class _Attempt:
             tracker = build_tracker(self.config.tracking)
             tracker.start(self._info())
             self._announce()
-            status, error, stop = "failed", None, StopRequest()
+            status, error, stop = "failed", None, StopRequest(self._deadline())
             try:
                 status = self._train(tracker, stop)
             except BaseException as problem:
@@ -253,6 +254,10 @@ class _Attempt:
             tracker.log_artifact(path, "plots")
         tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
         return result
+
+    def _deadline(self) -> float | None:
+        limit = self.config.trainer.time_limit
+        return None if limit is None else self.started + limit
 
     def _result(self, status: str) -> RunResult:
         progress = self.progress

@@ -17,7 +17,7 @@ from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import RunFolderError
 from lmtrain.model.decoder import Decoder, build_model
 from lmtrain.run_dir import RunDir
-from lmtrain.training.checkpoint import CheckpointFolder, capture, load_weights, restore
+from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, load_weights, restore
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
@@ -48,8 +48,8 @@ class Session:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def restore(self, checkpoints: Path) -> Progress:
-        """Continue from the newest checkpoint: model, optimizers and random states are put back."""
-        checkpoint = CheckpointFolder(checkpoints).load("last")
+        """Continue from the newest sound checkpoint: model, optimizers and random states are put back."""
+        checkpoint = CheckpointFolder(checkpoints).load_newest()
         restore(checkpoint, self.model, self.step.optimizers, self.step.scaler)
         return Progress(**checkpoint.meta["progress"])
 
@@ -74,7 +74,7 @@ class Session:
             batches=self.batches,
             evaluate=self.evaluate,
             capture=lambda state: capture(self.model, self.step.optimizers, self.step.scaler, {"progress": state}),
-            checkpoints=CheckpointFolder(checkpoints, keep=self.config.trainer.keep_checkpoints),
+            checkpoints=CheckpointWriter(CheckpointFolder(checkpoints, keep=self.config.trainer.keep_checkpoints)),
             objective=self.config.objective,
             record=record,
             progress=progress,
@@ -138,4 +138,4 @@ def _start_from(model: Decoder, source: RunDir, data: PreparedData) -> None:
         raise RunFolderError(f"init_from={source.path}: there is no run folder there")
     if load_tokenizer(source.tokenizer).fingerprint != data.tokenizer.fingerprint:
         raise RunFolderError(f"init_from={source.path}: that run has another tokenizer, its weights mean nothing here")
-    load_weights(model, CheckpointFolder(source.checkpoints).load("last").model)
+    load_weights(model, CheckpointFolder(source.checkpoints).load_newest().model)

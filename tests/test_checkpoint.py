@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from lmtrain.errors import CheckpointError, RunError
-from lmtrain.training.checkpoint import CheckpointFolder, capture, restore
+from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, restore
 from lmtrain.training.muon import Muon
 
 
@@ -35,6 +37,10 @@ def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int)
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
+
+
+def raise_full_disk(*arguments: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path) -> None:
@@ -98,10 +104,7 @@ def test_a_write_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: p
     folder, parts = CheckpointFolder(tmp_path), build(seed=0)
     folder.save(capture(*parts, {"step": 1}), step=1, best=True)
 
-    def full_disk(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lmtrain.training.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("lmtrain.training.checkpoint.save_file", raise_full_disk)
     with pytest.raises(RunError, match="No space left"):
         folder.save(capture(*parts, {"step": 2}), step=2, best=True)
     assert folder.load("last").meta["step"] == 1
@@ -114,3 +117,56 @@ def test_a_step_saved_twice_holds_the_newer_state(tmp_path: Path) -> None:
     folder.save(capture(*parts, {"attempt": 0}), step=1, best=False)
     folder.save(capture(*parts, {"attempt": 1}), step=1, best=False)
     assert folder.load("last").meta["attempt"] == 1
+
+
+def test_the_newest_sound_checkpoint_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, parts = CheckpointFolder(tmp_path, keep=3), build(seed=0)
+    for step in (1, 2, 3):
+        path = folder.save(capture(*parts, {"step": step}), step=step, best=False)
+    with (path / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    assert folder.load_newest().meta["step"] == 2
+    assert "model.safetensors is damaged" in caplog.text
+    for damaged in tmp_path.glob("step_*/manifest.json"):
+        damaged.unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.load_newest()
+
+
+def test_the_writer_saves_the_state_of_the_call_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizers, scaler = build(seed=0)
+    train(model, optimizers, 2)
+    expected = weights(model)
+    moved_on = threading.Event()
+    write = CheckpointFolder.save
+
+    def slow(self: CheckpointFolder, *arguments: Any, **settings: Any) -> Path:
+        assert moved_on.wait(10)
+        return write(self, *arguments, **settings)
+
+    monkeypatch.setattr(CheckpointFolder, "save", slow)
+    folder = CheckpointFolder(tmp_path)
+    writer = CheckpointWriter(folder)
+    writer.save(capture(model, optimizers, scaler, {}), step=2, best=True)
+    train(model, optimizers, 3)
+    assert not folder.has_any()
+    moved_on.set()
+    writer.wait()
+    saved = folder.load("best").model
+    assert all(torch.equal(a, b) for a, b in zip(saved.values(), expected, strict=True))
+
+
+def test_a_failed_write_in_the_background_is_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, parts = CheckpointWriter(CheckpointFolder(tmp_path)), build(seed=0)
+    writer.save(capture(*parts, {"step": 1}), step=1, best=False)
+    writer.wait()
+    monkeypatch.setattr("lmtrain.training.checkpoint._sync", raise_full_disk)
+    writer.save(capture(*parts, {"step": 2}), step=2, best=False)
+    with pytest.raises(RunError, match="No space left"):
+        writer.wait()
+    writer.wait()  # told once
+    assert CheckpointFolder(tmp_path).load_newest().meta["step"] == 1

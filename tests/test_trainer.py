@@ -60,6 +60,9 @@ class Script:
     def save(self, checkpoint: object, *, step: int, best: bool) -> None:
         self.saved.append((step, best))
 
+    def wait(self) -> None:
+        """Everything is saved at once."""
+
     def fit(self) -> str:
         with StopRequest() as stop:
             return self.trainer.fit(stop)

@@ -284,7 +284,8 @@ class TrainerConfig:
     eval_batches: int | None = None  # batches an evaluation; None: the whole validation split
     log_every: int = 10  # steps between logged records
     checkpoint_every: int | None = None  # steps between checkpoints; None: at each evaluation
-    keep_checkpoints: int = 1  # newest checkpoints kept, besides the best
+    keep_checkpoints: int = 2  # newest checkpoints kept, besides the best
+    time_limit: float | None = None  # seconds after which the run saves and ends as interrupted; None: never
     patience: int | None = None  # stop after so many evaluations without improvement; None: never
     min_delta: float = 0.0  # a smaller gain does not count as improvement
     on_nonfinite: Literal["skip", "stop"] = "skip"  # a loss or gradient that is not finite
@@ -313,6 +314,7 @@ class TrainerConfig:
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
             patience=self.patience,
+            time_limit=self.time_limit,
             micro_batch_size=None if self.micro_batch_size == "auto" else self.micro_batch_size,
         )
         require(self.min_delta >= 0, f"trainer.min_delta must not be negative, got {self.min_delta}")

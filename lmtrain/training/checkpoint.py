@@ -1,5 +1,7 @@
 """Checkpoints: everything a run needs to go on, in one folder that is whole or not there.
 
+Tensors are copied to host memory first, which is all that training waits for; a thread writes them.
+
 `step_00001000/` holds `model.safetensors`, `training_state.safetensors` (optimizer moments, random states),
 `meta.json` (step, counts, scores) and `manifest.json` (format and sha256 of the others). It is written under a
 temporary name, synced and renamed; `last` and `best` are links to such folders. Reading executes no pickle.
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmtrain.errors import CheckpointError, RunError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 MODEL, STATE, META, MANIFEST = "model.safetensors", "training_state.safetensors", "meta.json", "manifest.json"
@@ -134,7 +140,18 @@ class CheckpointFolder:
 
     def has_any(self) -> bool:
         """Whether there is something to continue from."""
-        return (self.folder / "last").is_dir()
+        return any(self.folder.glob("step_*"))
+
+    def load_newest(self) -> Checkpoint:
+        """Read the newest checkpoint that is sound, warning of damaged ones. Raises CheckpointError if none is."""
+        damage = [f"there is no checkpoint in {self.folder}"]
+        for folder in sorted(self.folder.glob("step_*"), reverse=True):
+            try:
+                return self.load(folder.name)
+            except CheckpointError as error:
+                log.warning("%s; trying the one before", error)
+                damage.append(str(error))
+        raise CheckpointError(damage[-1])
 
     def _write(self, checkpoint: Checkpoint, final: Path) -> None:
         partial = final.with_name(f".{final.name}.partial")
@@ -170,6 +187,59 @@ class CheckpointFolder:
         for folder in steps[: -self.keep]:
             if folder.resolve() != best:
                 shutil.rmtree(folder)
+
+
+class CheckpointWriter:
+    """Saves checkpoints in a thread, one at a time; training waits for the copy into host memory only.
+
+    The copies go into buffers that are kept: two host copies of the state would be too many for a large model, so a
+    checkpoint that comes before the one before is written waits for it.
+    """
+
+    def __init__(self, folder: CheckpointFolder) -> None:
+        self._folder = folder
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, checkpoint: Checkpoint, *, step: int, best: bool) -> None:
+        """Copy now, write soon. Raises what went wrong with the one before (RunError)."""
+        self.wait()
+        copy = Checkpoint(
+            model=self._copy("model", checkpoint.model),
+            state=self._copy("state", checkpoint.state),
+            meta=checkpoint.meta,
+        )
+
+        def write() -> None:
+            try:
+                self._folder.save(copy, step=step, best=best)
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=False)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is left to write. Raises what went wrong (RunError)."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        copies = {}
+        for name, tensor in tensors.items():
+            key = f"{part}/{name}"
+            source = tensor.detach()
+            if key not in self._buffers or self._buffers[key].shape != source.shape:
+                self._buffers[key] = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
+            copies[name] = self._buffers[key].copy_(source, non_blocking=True)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        return copies
 
 
 def _sha256(path: Path) -> str:

@@ -1,22 +1,32 @@
-"""SIGINT and SIGTERM as a request to stop after the step at hand."""
+"""SIGINT, SIGTERM and the time limit as a request to stop after the step at hand."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is remembered in `signal`; a second SIGINT stops at once.
+    """While entered, the first SIGINT or SIGTERM is remembered; a second SIGINT stops at once.
 
-    Outside the main thread signals cannot be handled, and `signal` stays None.
+    A deadline (seconds since the epoch) that has passed counts as SIGTERM, which a cluster would send soon after.
+    Outside the main thread signals cannot be handled, only the deadline counts.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    def __init__(self, deadline: float | None = None) -> None:
+        self._deadline = deadline
+        self._signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """What asked to stop, if anything has."""
+        if self._signal is None and self._deadline is not None and time.time() >= self._deadline:
+            self._signal = signal.SIGTERM
+        return self._signal
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -31,6 +41,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self._signal = signal.Signals(number)

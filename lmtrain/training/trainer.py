@@ -17,7 +17,7 @@ import torch
 
 from lmtrain.config.schema import ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
-from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder
+from lmtrain.training.checkpoint import Checkpoint, CheckpointWriter
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.schedules import lr_at
 from lmtrain.training.step import StepOutcome, TrainingStep
@@ -84,7 +84,7 @@ class Trainer:
         batches: Batches,
         evaluate: Callable[[], dict[str, float]],
         capture: Callable[[dict[str, Any]], Checkpoint],
-        checkpoints: CheckpointFolder,
+        checkpoints: CheckpointWriter,
         objective: str,
         record: Callable[[dict[str, float]], None],
         progress: Progress,
@@ -106,7 +106,16 @@ class Trainer:
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
 
     def fit(self, stop: StopRequest) -> str:
-        """Train; returns the status: completed, early_stopped, diverged, out_of_memory or interrupted."""
+        """Train; returns the status: completed, early_stopped, diverged, out_of_memory or interrupted.
+
+        Raises RunError if a checkpoint cannot be written. When this returns, all are.
+        """
+        try:
+            return self._loop(stop)
+        finally:
+            self.checkpoints.wait()
+
+    def _loop(self, stop: StopRequest) -> str:
         self.stopwatch = Stopwatch()
         while self.progress.step < self.total_steps:
             try:

@@ -162,6 +162,37 @@ def run_ours(path: Path, seed: int, overrides: list[str], temporary: Path) -> Ou
     )
 
 
+def summarize(ours: list[OurRun], bare_seconds: list[list[float]]) -> list[Figure]:
+    """The figures of our runs and, for each of them, the step times of the minimal GPT around it."""
+    references = [REFERENCE_STEPS * statistics.median(seconds) for seconds in bare_seconds]
+    ratios = [run.training_seconds / reference for run, reference in zip(ours, references, strict=True)]
+    return [
+        Figure(name="validation loss, worst seed", value=max(run.loss for run in ours), unit="nats", at_most=MAX_LOSS),
+        Figure(
+            name="training time, slowest seed",
+            value=max(run.training_seconds for run in ours),
+            unit="s",
+            at_most=MAX_SECONDS,
+        ),
+        median_figure("validation loss", [run.loss for run in ours], unit="nats"),
+        median_figure("training time", [run.training_seconds for run in ours], unit="s"),
+        median_figure("whole program", [run.wall_seconds for run in ours], unit="s"),
+        median_figure("minimal GPT", [1e3 * s for seconds in bare_seconds for s in seconds], unit="ms a step"),
+        median_figure("training time / 2,000 steps of the minimal GPT", ratios),
+    ]
+
+
+def train_reference(text: str) -> list[Figure]:
+    """The minimal GPT trained to its end."""
+    reference = MinimalTrainer(text, seed=0)
+    seconds = sum(reference.run(REFERENCE_STEPS))
+    loss = reference.validation_loss()
+    return [
+        Figure(name=f"minimal GPT, loss (on record: {REFERENCE_LOSS})", value=loss, unit="nats"),
+        Figure(name="minimal GPT, 2,000 steps", value=seconds, unit="s"),
+    ]
+
+
 def main() -> int:
     command_line = parser(__doc__)
     command_line.add_argument("path", type=Path, help="the text: tinyshakespeare's input.txt")
@@ -189,31 +220,9 @@ def main() -> int:
             bare_seconds.append(before + minimal.run(half))
             print(f"seed {seed}: loss {ours[-1].loss:.4f} after {ours[-1].training_seconds:.1f} s of training")
 
-    references = [REFERENCE_STEPS * statistics.median(seconds) for seconds in bare_seconds]
-    ratios = [run.training_seconds / reference for run, reference in zip(ours, references, strict=True)]
-    figures = [
-        Figure(name="validation loss, worst seed", value=max(run.loss for run in ours), unit="nats", at_most=MAX_LOSS),
-        Figure(
-            name="training time, slowest seed",
-            value=max(run.training_seconds for run in ours),
-            unit="s",
-            at_most=MAX_SECONDS,
-        ),
-        median_figure("validation loss", [run.loss for run in ours], unit="nats"),
-        median_figure("training time", [run.training_seconds for run in ours], unit="s"),
-        median_figure("whole program", [run.wall_seconds for run in ours], unit="s"),
-        median_figure("minimal GPT", [1e3 * s for seconds in bare_seconds for s in seconds], unit="ms a step"),
-        median_figure("training time / 2,000 steps of the minimal GPT", ratios),
-    ]
+    figures = summarize(ours, bare_seconds)
     if arguments.reference:
-        reference = MinimalTrainer(arguments.path.read_text(encoding="utf-8"), seed=0)
-        seconds = sum(reference.run(REFERENCE_STEPS))
-        figures += [
-            Figure(
-                name=f"minimal GPT, loss (on record: {REFERENCE_LOSS})", value=reference.validation_loss(), unit="nats"
-            ),
-            Figure(name="minimal GPT, 2,000 steps", value=seconds, unit="s"),
-        ]
+        figures += train_reference(arguments.path.read_text(encoding="utf-8"))
     samples = {
         "loss": [run.loss for run in ours],
         "training_seconds": [run.training_seconds for run in ours],

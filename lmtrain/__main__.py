@@ -5,19 +5,23 @@ Only light modules are imported here, so that help and wrong requests answer at 
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, explain
 from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG
-from lmtrain.errors import Interrupted, LmtrainError, RunError, RunFolderError
+from lmtrain.config.schema import SCHEMAS
+from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError, RunFolderError
 from lmtrain.origin import Origin
 from lmtrain.run_dir import RunDir
 
@@ -55,7 +59,13 @@ def _run_job(config: DictConfig, job: compose.Job) -> float:
     )
     from lmtrain.run import run_experiment
 
-    result = run_experiment(settings, job.run_dir, origin)
+    try:
+        result = run_experiment(settings, job.run_dir, origin)
+    except LmtrainError:
+        raise
+    except Exception as error:
+        traceback.print_exc()  # here it still is whole, whichever launcher started this process
+        raise RunError(f"the run failed: {type(error).__name__}: {error}") from error
     if job.sweep_dir is None and result.status in ("diverged", "out_of_memory"):
         raise RunError(f"the run ended as {result.status}; its folder is {job.run_dir}")
     return math.inf if result.objective is None else result.objective
@@ -72,37 +82,58 @@ def _run(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         try:
+            words = _parse(arguments)
             compose.register()
-            config_path, config_name = _primary_config(arguments)
+            config_path, config_name = _primary_config(words.overrides)
+            if SAVED_CONFIG in (config_name, words.config_name):
+                _refuse_choices(words.overrides)
             start = hydra.main(config_path=config_path, config_name=config_name, execution_whitelist=TRUSTED_TARGETS)
             start(task)()
         except _PastHydra as carrier:
             raise carrier.error from None
     except LmtrainError as error:
         return _fail(error, str(error), error.exit_status, show_traceback)
-    except COMPOSITION_ERRORS as error:
-        return _fail(error, explain(error), 2, show_traceback)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe has gone; nothing may be written there at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:  # of the request: what goes wrong in a run arrives as LmtrainError
+        return _fail(error, explain(error), 2, show_traceback)
     return 0
 
 
-def _primary_config(arguments: list[str]) -> tuple[str | None, str]:
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The words as Hydra will parse them. Raises ConfigError where its parser would print its whole usage."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --hydra-help lists the flags")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(arguments)
+
+
+def _primary_config(overrides: list[str]) -> tuple[str | None, str]:
     """Folder and name of the config to start from: the shipped one, or that of the run `resume=RUN` names."""
-    for argument in arguments:
-        key, _, value = argument.partition("=")
+    for override in overrides:
+        key, _, value = override.partition("=")
         if key == "resume" and value not in ("null", "auto", ""):
             run_dir = Path(value).expanduser().absolute()
             if not (run_dir / f"{SAVED_CONFIG}.yaml").is_file():
                 raise RunFolderError(f"resume={value}: there is no run folder {value} (it would hold config.yaml)")
             return str(run_dir), SAVED_CONFIG
     return None, PRIMARY_CONFIG
+
+
+def _refuse_choices(overrides: list[str]) -> None:
+    """A saved config states every setting, and they would win over those an option brings."""
+    for override in overrides:
+        key, _, _ = override.partition("=")
+        if key in (*SCHEMAS, "experiment"):
+            raise ConfigError(
+                f"{override}: a run's own config takes settings such as lr=... or model.d_ff=..., no options"
+            )
 
 
 def _fail(error: Exception, message: str, status: int, show_traceback: bool) -> int:

@@ -99,22 +99,25 @@ def parse_config(config: DictConfig) -> ExperimentConfig:
 
     Raises ConfigError for settings that break a rule, OmegaConf's errors for missing or mistyped ones.
     """
-    _refuse_added_keys(config)
+    _check_keys(config)
     parsed = OmegaConf.to_object(config)
     assert isinstance(parsed, ExperimentConfig), type(parsed)
     return parsed
 
 
-def _refuse_added_keys(config: DictConfig, prefix: str = "") -> None:
+def _check_keys(config: DictConfig, prefix: str = "") -> None:
     """`+key=value` gets past Hydra's check of names; no setting of ours may come in that way."""
     schema = OmegaConf.get_type(config)
     assert schema is not None
-    known = {field.name for field in dataclasses.fields(schema)}
+    known = [field.name for field in dataclasses.fields(schema)]
+    for key in known:
+        if key not in config.keys():  # noqa: SIM118 (a missing value is not `in` its config)
+            raise ConfigError(f"{prefix}{key} must be set: ~{prefix}{key} cannot remove it")
     for key in map(str, config):
         if key not in known:
-            raise ConfigError(f"there is no setting {prefix + key!r}; +{key} cannot add one")
+            raise ConfigError(f"there is no setting {prefix + key!r}; +{prefix}{key} cannot add one")
         if not OmegaConf.is_missing(config, key) and OmegaConf.is_dict(config[key]):
-            _refuse_added_keys(config[key], f"{prefix}{key}.")
+            _check_keys(config[key], f"{prefix}{key}.")
 
 
 @dataclass(frozen=True, kw_only=True)

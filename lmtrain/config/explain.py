@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -15,6 +15,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
     ValidationError,
 )
+from yaml import MarkedYAMLError
 
 from lmtrain.config.schema import SCHEMAS, ExperimentConfig
 from lmtrain.errors import LmtrainError
@@ -24,12 +25,12 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 
 
 def explain(error: BaseException) -> str:
-    """One or two lines for an error of `COMPOSITION_ERRORS`."""
+    """One or two lines for an error of a request, before any run has started."""
     for cause in _chain(error):
         message = _explain_one(cause)
         if message is not None:
             return message
-    return " ".join(str(error).split("\n")[:2])
+    return " ".join(str(error).split("\n")[:2]).strip()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -52,20 +53,33 @@ def _explain_one(error: BaseException) -> str | None:
         case OverrideParseException():
             return f"cannot read the argument {error.override!r}: write key=value, or the name of a command"
         case ConfigKeyError() | ConfigAttributeError() if isinstance(error.parent_node, DictConfig):
-            return _unknown_key(str(error.full_key), [str(key) for key in error.parent_node])
+            return _unknown_key(str(error.full_key), error.parent_node)
         case MissingMandatoryValue():
             return f"{error.full_key} must be set: add {error.full_key}=VALUE"
         case ValidationError() if error.full_key:  # the innermost one does not know its key yet
             return f"{error.full_key}: {str(error).splitlines()[0]}"
         case HydraException() if found := re.search(r"Could not override '([^']+)'", str(error)):
-            return _unknown_key(found[1].split("@")[0], [*SCHEMAS, "experiment"])
+            return _unknown_key(found[1].split("@")[0])
+        case HydraException() if found := re.search(r"Error merging override ~(\S+)", str(error)):
+            return f"{found[1]} must be set: ~{found[1]} cannot remove it"
+        case HydraException() if found := re.search(r"Ambiguous value for argument '([^']+)'", str(error)):
+            return f"{found[1]} names several values: add --multirun for a run of each; a list is written key=[a,b]"
+        case MarkedYAMLError(problem_mark=mark) if mark is not None:
+            return f"cannot read {mark.name}, line {mark.line + 1}: {error.problem}"
+        case OSError(filename=str() as path):
+            return f"cannot use {path}: {error.strerror}"
     return None
 
 
-def _unknown_key(key: str, siblings: list[str]) -> str:
-    prefix, _, name = key.rpartition(".")
-    candidates = siblings if prefix else [*ExperimentConfig.__dataclass_fields__, "experiment"]
-    return f"there is no setting {key!r}{_nearest(name, candidates, prefix)}"
+def _unknown_key(key: str, parent: DictConfig | None = None) -> str:
+    group, _, name = key.rpartition(".")
+    if not group or parent is None:
+        candidates = [*ExperimentConfig.__dataclass_fields__, "experiment"]
+        return f"there is no setting {key!r}{_nearest(name, candidates)}"
+    if group in SCHEMAS and OmegaConf.get_type(parent) not in SCHEMAS[group].values():
+        bare = " or ".join(SCHEMAS[group])
+        return f"{key} has no type: an option of {group} starts with defaults: [SCHEMA, _self_], SCHEMA being {bare}"
+    return f"there is no setting {key!r}{_nearest(name, map(str, parent), group)}"
 
 
 def _public(names: Iterable[str]) -> list[str]:

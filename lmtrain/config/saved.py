@@ -1,11 +1,12 @@
 """`config.yaml` of a run folder: every setting of a run, as a Hydra primary config of its own.
 
-`python -m lmtrain --config-path RUN --config-name config` repeats the run, with overrides if wanted. No Hydra here.
+`python -m lmtrain --config-dir RUN --config-name config` repeats the run, with overrides if wanted. No Hydra here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import yaml
@@ -25,13 +26,26 @@ def to_yaml(config: ExperimentConfig) -> str:
     values = _plain(dataclasses.asdict(config))
     del values["sweep"]
     content = {"defaults": [PRIMARY_CONFIG, *overrides, "_self_"]} | values | {"resume": None}
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, all the way down: YAML has no tuples."""
+    """Tuples as lists, all the way down: YAML has no tuples. A `${` in a text is escaped: it is no interpolation."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that begins like a number: OmegaConf takes more of them for one than PyYAML does (1e3)."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if re.match(r"[-+.\d]", text) else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import nn
 
+from lmtrain.config.schema import SCHEMAS, MuonConfig, OptimizerConfig
 from lmtrain.errors import CheckpointError, RunError
 from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, restore
-from lmtrain.training.muon import Muon
+from lmtrain.training.optimizers import build_optimizers
+
+Parts = tuple[nn.Module, list[torch.optim.Optimizer], torch.amp.GradScaler]
 
 
-def build(seed: int, width: int = 4) -> tuple[nn.Module, list[torch.optim.Optimizer], torch.amp.GradScaler]:
+def build(seed: int, width: int = 4, optimizer: type[OptimizerConfig] = MuonConfig) -> Parts:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.5), nn.Linear(width, width))
     matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    muon = Muon(matrices, lr=0.1, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5)
-    return model, [muon, torch.optim.AdamW(vectors, lr=0.1, fused=True)], torch.amp.GradScaler("cpu", enabled=False)
+    optimizers = build_optimizers(optimizer(weight_decay=0.1), model.parameters(), matrices, lr=0.01)
+    return model, optimizers, torch.amp.GradScaler("cpu", enabled=False)
 
 
 def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int) -> None:
@@ -43,18 +45,33 @@ def raise_full_disk(*arguments: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    model, optimizers, scaler = build(seed=0)
-    train(model, optimizers, 3)
-    CheckpointFolder(tmp_path).save(capture(model, optimizers, scaler, {"progress": {"step": 3}}), step=3, best=True)
+@pytest.mark.parametrize("optimizer", SCHEMAS["optimizer"].values())
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path, optimizer: type[OptimizerConfig], steps_before: int) -> None:
+    """With every optimizer; also before its first step, when it has no state yet."""
+    model, optimizers, scaler = build(seed=0, optimizer=optimizer)
+    train(model, optimizers, steps_before)
+    meta = {"progress": {"step": steps_before}}
+    CheckpointFolder(tmp_path).save(capture(model, optimizers, scaler, meta), step=steps_before, best=True)
     train(model, optimizers, 4)
 
-    other, other_optimizers, other_scaler = build(seed=99)
+    other, other_optimizers, other_scaler = build(seed=99, optimizer=optimizer)
     checkpoint = CheckpointFolder(tmp_path).load("last")
     restore(checkpoint, other, other_optimizers, other_scaler)
-    assert checkpoint.meta["progress"] == {"step": 3}
+    assert checkpoint.meta["progress"] == {"step": steps_before}
     train(other, other_optimizers, 4)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(other), strict=True))
+    for before, after in zip(optimizers, other_optimizers, strict=True):
+        _assert_same_state(before.state_dict()["state"], after.state_dict()["state"])
+
+
+def _assert_same_state(before: dict[int, dict[str, object]], after: dict[int, dict[str, object]]) -> None:
+    assert before.keys() == after.keys()
+    for number, values in before.items():
+        assert values.keys() == after[number].keys()
+        for name, value in values.items():
+            assert isinstance(value, torch.Tensor), name  # what a checkpoint can hold
+            assert torch.equal(value, after[number][name])  # type: ignore[arg-type]
 
 
 def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from lmtrain.config.schema import AdamWConfig, MuonConfig, OptimizerConfig
+from lmtrain.config.schema import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    LionConfig,
+    MomentsConfig,
+    MuonConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
+from lmtrain.training.lion import Lion
 from lmtrain.training.muon import Muon
+
+ADAFACTOR_EPS = 1e-15
+"""Floor of a gradient's size; squared, it is the 1e-30 of the paper.
+
+PyTorch's default floors mean squares at 1e-7, which those of a large model's gradients are below.
+"""
 
 
 def build_optimizers(
@@ -23,35 +40,59 @@ def build_optimizers(
     takes them, embeddings and the output layer stay with AdamW.
     """
     everything = list(parameters)
+    groups = _decay_groups(everything, config.weight_decay)
     match config:
         case AdamWConfig():
-            return [_adamw(config, everything, lr)]
+            return [_adamw(config, groups, lr)]
+        case AdamConfig():
+            return [torch.optim.Adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)]
         case MuonConfig():
-            matrices = list(block_matrices)
-            taken = {id(p) for p in matrices}
-            muon = Muon(
-                matrices,
-                lr=lr,
-                weight_decay=config.weight_decay,
-                momentum=config.momentum,
-                nesterov=config.nesterov,
-                ns_steps=config.ns_steps,
-            )
-            return [muon, _adamw(config, [p for p in everything if id(p) not in taken], lr)]
+            return _muon_and_adamw(config, everything, list(block_matrices), lr)
+        case SGDConfig():
+            return [torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)]
+        case LionConfig():
+            return [Lion(groups, lr=lr, weight_decay=config.weight_decay, betas=config.betas)]
+        case AdafactorConfig():
+            return [_adafactor(config, groups, lr)]
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
 
-def _adamw(config: OptimizerConfig, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    return [group for group in groups if group["params"]]
+
+
+def _adamw(config: MomentsConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _muon_and_adamw(
+    config: MuonConfig, parameters: list[nn.Parameter], matrices: list[nn.Parameter], lr: float
+) -> list[torch.optim.Optimizer]:
+    taken = {id(p) for p in matrices}
+    muon = Muon(
+        matrices,
         lr=lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        fused=True,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        ns_steps=config.ns_steps,
+    )
+    rest = _decay_groups([p for p in parameters if id(p) not in taken], config.weight_decay)
+    return [muon, _adamw(config, rest, lr)]
+
+
+def _adafactor(config: AdafactorConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+    """Tensor by tensor, as PyTorch does by default: grouped, it would take the memory that it is chosen to save."""
+    return torch.optim.Adafactor(
+        groups,
+        lr=lr,
+        beta2_decay=config.beta2_decay,
+        eps=(ADAFACTOR_EPS, config.min_scale),
+        d=config.clip_threshold,
     )
 
 

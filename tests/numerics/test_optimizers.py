@@ -1,4 +1,4 @@
-"""Optimizers against references: torch's Muon, a hand-written AdamW, and the grouping of parameters."""
+"""Optimizers against references: torch's Muon, steps by hand, plain loops; and the grouping of parameters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from lmtrain.config.schema import AdamWConfig, MuonConfig
+from lmtrain.config.schema import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
+from lmtrain.training.lion import Lion
 from lmtrain.training.muon import Muon, orthogonalize
 from lmtrain.training.optimizers import build_optimizers, set_lr
 
@@ -72,13 +81,24 @@ def test_muon_is_deterministic_and_skips_parameters_without_gradient() -> None:
     assert torch.equal(first[2], untouched)
 
 
-def test_adamw_decays_matrices_and_not_vectors() -> None:
-    """One step by hand: with a zero gradient only decay moves anything."""
+@pytest.mark.parametrize("config", [AdamWConfig, SGDConfig, LionConfig, AdafactorConfig])
+def test_decay_shrinks_matrices_and_not_vectors(config: type[OptimizerConfig]) -> None:
+    """One step by hand: with a zero gradient only decay moves anything (SGD's L2 term comes to the same)."""
     matrix, vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
-    [optimizer] = build_optimizers(AdamWConfig(weight_decay=0.5), [matrix, vector], [matrix], lr=0.1)
+    [optimizer] = build_optimizers(config(weight_decay=0.5), [matrix, vector], [matrix], lr=0.1)
     matrix.grad, vector.grad = torch.zeros(3, 3), torch.zeros(3)
     optimizer.step()
     assert torch.allclose(matrix, torch.full((3, 3), 1 - 0.1 * 0.5))
+    assert torch.equal(vector, torch.ones(3))
+
+
+def test_decay_of_adam_is_part_of_the_gradient() -> None:
+    """So the first step moves by lr, however small the decay, where AdamW would move by lr times the decay."""
+    matrix, vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    [optimizer] = build_optimizers(AdamConfig(weight_decay=0.01), [matrix, vector], [matrix], lr=0.1)
+    matrix.grad, vector.grad = torch.zeros(3, 3), torch.zeros(3)
+    optimizer.step()
+    assert torch.allclose(matrix, torch.full((3, 3), 0.9))
     assert torch.equal(vector, torch.ones(3))
 
 
@@ -90,6 +110,64 @@ def test_adamw_first_step_by_hand() -> None:
     # bias correction makes both moments the gradient itself after one step: g / (|g| + eps)
     expected = torch.tensor([[1.0 - 0.01 * 0.5 / 0.6, -2.0 + 0.01 * 4.0 / 4.1]])
     assert torch.allclose(parameter, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("nesterov", "moves"), [(False, (0.1 * 2.0, 0.1 * 2.8)), (True, (0.1 * 2.8, 0.1 * 3.12))])
+def test_two_steps_of_sgd_by_hand(nesterov: bool, moves: tuple[float, float]) -> None:
+    """Gradients 2 and 2, momentum 0.4: directions 2 and 2.8; Nesterov adds 0.4 of them to the gradient."""
+    weight = nn.Parameter(torch.tensor([[1.0]]))
+    [optimizer] = build_optimizers(SGDConfig(momentum=0.4, nesterov=nesterov), [weight], [], lr=0.1)
+    for move in moves:
+        before = weight.item()
+        weight.grad = torch.tensor([[2.0]])
+        optimizer.step()
+        assert before - weight.item() == pytest.approx(move, rel=1e-5)
+
+
+def test_two_steps_of_lion_by_hand() -> None:
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0, 3.0]]))
+    [optimizer] = build_optimizers(LionConfig(weight_decay=0.5, betas=(0.9, 0.99)), [weight], [], lr=0.1)
+    weight.grad = torch.tensor([[0.5, -4.0, 0.0]])
+    optimizer.step()  # signs +, -, 0; averages 0.005, -0.04, 0
+    assert torch.allclose(weight, torch.tensor([[0.95 - 0.1, -1.9 + 0.1, 2.85]]))
+    weight.grad = torch.tensor([[-0.04, 0.4, -1.0]])
+    optimizer.step()  # 0.9 average + 0.1 gradient: 0.0005, 0.004, -0.1
+    assert torch.allclose(weight, torch.tensor([[0.8075 - 0.1, -1.71 - 0.1, 2.7075 + 0.1]]))
+
+
+def test_lion_moves_as_a_plain_loop_does_and_skips_parameters_without_gradient() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(5, 3), torch.randn(4), torch.randn(2, 2)]
+    ours = [nn.Parameter(weight.clone()) for weight in start]
+    optimizer = Lion(ours, lr=0.03, weight_decay=0.2, betas=(0.8, 0.95))
+    averages = [torch.zeros_like(weight) for weight in start]
+    expected = [weight.clone() for weight in start]
+    for _ in range(6):
+        for i in range(2):
+            gradient = torch.randn_like(start[i])
+            ours[i].grad = gradient.clone()
+            direction = torch.sign(0.8 * averages[i] + 0.2 * gradient)
+            expected[i] = expected[i] - 0.03 * (direction + 0.2 * expected[i])
+            averages[i] = 0.95 * averages[i] + 0.05 * gradient
+        optimizer.step()
+    assert all(torch.allclose(mine, plain, atol=1e-6) for mine, plain in zip(ours, expected, strict=True))
+    assert torch.equal(ours[2], start[2])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_first_step_of_adafactor_by_hand(scale: float) -> None:
+    """The size of the gradient cancels, also where it is that of a large model's."""
+    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 5.0]])), nn.Parameter(torch.zeros(2))
+    [optimizer] = build_optimizers(AdafactorConfig(), [weight, bias], [], lr=0.01)
+    weight.grad = scale * torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    bias.grad = scale * torch.tensor([2.0, -8.0])
+    optimizer.step()
+    # squares by row: means 2.5 and 0.5; by column: 0.5 and 2.5; over all: 1.5
+    update = torch.tensor([[1.0, 2.0], [0.0, 1.0]]) / torch.tensor([[1.25, 6.25], [0.25, 1.25]]).div(1.5).sqrt()
+    update = update / max(1.0, update.square().mean().sqrt().item())
+    size = 12.5**0.5  # root mean square of the weights
+    assert torch.allclose(weight, torch.tensor([[3.0, 4.0], [0.0, 5.0]]) - 0.01 * size * update, rtol=1e-5)
+    assert torch.allclose(bias, -0.01 * 1e-3 * torch.tensor([1.0, -1.0]))  # zeros count as 1e-3
 
 
 def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
@@ -105,19 +183,31 @@ def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:
     assert {group["lr"] for optimizer in (muon, adamw) for group in optimizer.param_groups} == {0.7}
 
 
-@pytest.mark.parametrize("config", [AdamWConfig(weight_decay=0.0), MuonConfig(weight_decay=0.0)])
-def test_a_regression_converges(config: AdamWConfig | MuonConfig) -> None:
+@pytest.mark.parametrize(
+    ("config", "lr"),
+    [
+        (AdamWConfig(weight_decay=0.0), 0.2),
+        (AdamConfig(), 0.2),
+        (MuonConfig(weight_decay=0.0), 0.2),
+        (SGDConfig(), 0.5),
+        (SGDConfig(nesterov=True), 0.5),
+        (LionConfig(weight_decay=0.0), 0.05),
+        (AdafactorConfig(), 0.2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_regression_converges(config: OptimizerConfig, lr: float) -> None:
     torch.manual_seed(0)
     target, inputs = torch.randn(8, 8), torch.randn(256, 8)
     weight, bias = nn.Parameter(torch.zeros(8, 8)), nn.Parameter(torch.zeros(8))
-    optimizers = build_optimizers(config, [weight, bias], [weight], lr=0.2)
+    optimizers = build_optimizers(config, [weight, bias], [weight], lr=lr)
 
     def loss() -> torch.Tensor:
         return ((inputs @ weight + bias - inputs @ target) ** 2).mean()
 
     start = loss().item()
     for step in range(400):
-        set_lr(optimizers, 0.2 * (1 - step / 400))
+        set_lr(optimizers, lr * (1 - step / 400))
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss().backward()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
-from lmtrain.config.schema import LinearConfig, TrainerConfig
+from lmtrain.config.schema import LinearConfig, PlateauConfig, ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.step import StepOutcome
@@ -22,7 +24,15 @@ TOKENS = 6
 class Script:
     """A trainer whose step losses and validation losses are given."""
 
-    def __init__(self, val_losses: list[float], *, total_steps: int = 10, **settings: Any) -> None:
+    def __init__(
+        self,
+        val_losses: list[float],
+        *,
+        total_steps: int = 10,
+        schedule: ScheduleConfig | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> None:
         self.records: list[dict[str, float]] = []
         self.saved: list[tuple[int, bool]] = []
         self.steps_made: list[int] = []
@@ -33,7 +43,7 @@ class Script:
         config = TrainerConfig(**({"max_steps": total_steps, "eval_every": 2, "log_every": 1} | settings))
         self.trainer = Trainer(
             config=config,
-            schedule=LinearConfig(warmup_steps=0),
+            schedule=schedule or LinearConfig(warmup_steps=0),
             lr=1.0,
             total_steps=total_steps,
             step=self._step,  # type: ignore[arg-type]
@@ -43,7 +53,7 @@ class Script:
             checkpoints=self,  # type: ignore[arg-type]
             objective="val/loss",
             record=self.records.append,
-            progress=settings.get("progress", Progress()),
+            progress=progress or Progress(),
         )
 
     def __getitem__(self, step: int) -> Batch:
@@ -115,6 +125,30 @@ def test_small_gains_add_up_against_patience() -> None:
     """Each gain is below min_delta, but two together exceed it: that is progress."""
     script = Script([3.0, 2.94, 2.88, 2.82, 2.76], patience=2, min_delta=0.1)
     assert script.fit() == "completed"
+
+
+PLATEAU = PlateauConfig(warmup_steps=0, factor=0.5, patience=2)
+PLATEAU_LOSSES = [3.0, 2.0, 2.1, 2.2, 2.3, 2.4, 1.0, 1.1]
+PLATEAU_RATES = [1.0] * 8 + [0.5] * 4 + [0.25] * 4  # lowered at the evaluations after steps 8 and 12
+
+
+def test_a_plateau_of_the_objective_lowers_the_rate_from_the_next_step_on() -> None:
+    script = Script(PLATEAU_LOSSES, total_steps=16, schedule=PLATEAU)
+    assert script.fit() == "completed"
+    assert [r["train/lr"] for r in script.records if "train/lr" in r] == PLATEAU_RATES
+    assert script.trainer.progress.lr_reductions == 2
+
+
+@pytest.mark.parametrize("evaluations", [3, 4, 5, 6, 7])
+def test_a_plateau_schedule_goes_on_where_it_stopped(evaluations: int) -> None:
+    """Wherever it is cut: what it needs is in the progress, which is saved as JSON."""
+    first = Script(PLATEAU_LOSSES, total_steps=2 * evaluations, schedule=PLATEAU)
+    first.fit()
+    saved = Progress(**json.loads(json.dumps(asdict(first.trainer.progress))))
+    second = Script(PLATEAU_LOSSES[evaluations:], total_steps=16, schedule=PLATEAU, progress=saved)
+    second.fit()
+    rates = [r["train/lr"] for script in (first, second) for r in script.records if "train/lr" in r]
+    assert rates == PLATEAU_RATES
 
 
 def test_a_dropped_step_is_counted_and_the_run_goes_on() -> None:

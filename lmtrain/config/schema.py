@@ -288,7 +288,6 @@ class ScheduleConfig:
 
     warmup_steps: int | None = None  # length of the warm-up in steps; None: by warmup_fraction
     warmup_fraction: float = 0.02  # ... or as a share of all steps
-    final_lr_fraction: float = 0.0  # the rate just after the last step, as a share of `lr`
 
     def __post_init__(self) -> None:
         require(
@@ -296,34 +295,86 @@ class ScheduleConfig:
             f"schedule.warmup_steps must not be negative, got {self.warmup_steps}",
         )
         require_fraction("schedule.", warmup_fraction=self.warmup_fraction)
-        require(
-            0 <= self.final_lr_fraction <= 1,
-            f"schedule.final_lr_fraction must lie between 0 and 1, got {self.final_lr_fraction}",
-        )
+
+
+def _require_share(**values: float) -> None:
+    for name, value in values.items():
+        require(0 <= value <= 1, f"schedule.{name} must lie between 0 and 1, got {value}")
 
 
 @dataclass(kw_only=True)
-class CosineConfig(ScheduleConfig):
+class DecayConfig(ScheduleConfig):
+    """Base of the schedules that come down to a given rate at the end of the run."""
+
+    final_lr_fraction: float = 0.0  # the rate just after the last step, as a share of `lr`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_share(final_lr_fraction=self.final_lr_fraction)
+
+
+@dataclass(kw_only=True)
+class CosineConfig(DecayConfig):
     """Half a cosine from `lr` down to the final rate (Loshchilov and Hutter, arXiv:1608.03983)."""
 
 
 @dataclass(kw_only=True)
-class LinearConfig(ScheduleConfig):
+class CosineRestartsConfig(DecayConfig):
+    """Half a cosine from `lr` down to the final rate, again and again (arXiv:1608.03983)."""
+
+    cycles: int = 4  # cosines from the warm-up to the end of the run
+    cycle_mult: float = 1.0  # length of a cycle in lengths of the one before
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("schedule.", cycles=self.cycles, cycle_mult=self.cycle_mult)
+
+
+@dataclass(kw_only=True)
+class LinearConfig(DecayConfig):
     """A straight line from `lr` down to the final rate."""
 
 
 @dataclass(kw_only=True)
-class WarmupStableDecayConfig(ScheduleConfig):
+class WarmupStableDecayConfig(DecayConfig):
     """Constant at `lr`, then a straight line down to the final rate (arXiv:2404.06395)."""
 
     decay_fraction: float = 0.4  # share of all steps spent going down
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.decay_fraction <= 1,
-            f"schedule.decay_fraction must lie between 0 and 1, got {self.decay_fraction}",
-        )
+        _require_share(decay_fraction=self.decay_fraction)
+
+
+@dataclass(kw_only=True)
+class ConstantConfig(ScheduleConfig):
+    """`lr` from the warm-up to the end."""
+
+
+@dataclass(kw_only=True)
+class InverseSqrtConfig(ScheduleConfig):
+    """After the warm-up as one over the root of the step, so that it needs no end (arXiv:1706.03762)."""
+
+    min_lr_fraction: float = 0.0  # never below this share of `lr`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_share(min_lr_fraction=self.min_lr_fraction)
+
+
+@dataclass(kw_only=True)
+class PlateauConfig(ScheduleConfig):
+    """`lr`, lowered each time the objective has not gained (by trainer.min_delta) for some evaluations."""
+
+    factor: float = 0.5  # what the rate is multiplied by
+    patience: int = 2  # evaluations without a gain before each time; trainer.patience ends the run
+    min_lr_fraction: float = 0.01  # never below this share of `lr`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.factor < 1, f"schedule.factor must lie between 0 and 1, got {self.factor}")
+        require_positive("schedule.", patience=self.patience)
+        _require_share(min_lr_fraction=self.min_lr_fraction)
 
 
 # -------------------------------------------------------------------- precision, trainer, parallel
@@ -469,6 +520,12 @@ class ExperimentConfig:
             micro == "auto" or micro <= self.batch_size,
             f"trainer.micro_batch_size ({micro}) must not exceed batch_size ({self.batch_size})",
         )
+        if isinstance(self.schedule, PlateauConfig) and self.trainer.patience is not None:
+            require(
+                self.trainer.patience > self.schedule.patience,
+                f"trainer.patience ({self.trainer.patience}) must be above schedule.patience "
+                f"({self.schedule.patience}), or the run ends before its rate is lowered",
+            )
 
 
 # Group → name of its bare typed option (`model=_decoder`): what a YAML option names first in its defaults list.
@@ -484,7 +541,15 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "_lion": LionConfig,
         "_adafactor": AdafactorConfig,
     },
-    "schedule": {"_cosine": CosineConfig, "_linear": LinearConfig, "_wsd": WarmupStableDecayConfig},
+    "schedule": {
+        "_cosine": CosineConfig,
+        "_cosine_restarts": CosineRestartsConfig,
+        "_linear": LinearConfig,
+        "_wsd": WarmupStableDecayConfig,
+        "_constant": ConstantConfig,
+        "_inverse_sqrt": InverseSqrtConfig,
+        "_plateau": PlateauConfig,
+    },
     "precision": {"_precision": PrecisionConfig},
     "trainer": {"_trainer": TrainerConfig},
     "parallel": {"_parallel": ParallelConfig},

@@ -19,7 +19,7 @@ from lmtrain.config.schema import ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
 from lmtrain.training.checkpoint import Checkpoint, CheckpointWriter
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.schedules import lr_at
+from lmtrain.training.schedules import lr_at, reduction_due
 from lmtrain.training.step import StepOutcome, TrainingStep
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Progress:
     score_to_beat: float | None = None  # what patience compares with, by min_delta
     last_score: float | None = None  # objective of the latest evaluation that was finite
     evaluations_without_gain: int = 0
+    lr_reductions: int = 0  # made by the plateau schedule
     nonfinite_steps: int = 0  # dropped in all
     nonfinite_in_a_row: int = 0
 
@@ -143,8 +144,7 @@ class Trainer:
     def _advance(self) -> StepOutcome:
         step = self.progress.step
         batch = self.batches[step]
-        lr = lr_at(self.schedule, step, lr=self.lr, total_steps=self.total_steps)
-        outcome = self.step(batch, lr)
+        outcome = self.step(batch, self._lr(step))
         dropped = 0 if outcome.applied or outcome.overflow else 1
         self.progress = replace(
             self.progress,
@@ -176,7 +176,7 @@ class Trainer:
         self._record(
             {
                 "train/loss": loss,
-                "train/lr": lr_at(self.schedule, self.progress.step - 1, lr=self.lr, total_steps=self.total_steps),
+                "train/lr": self._lr(self.progress.step - 1),
                 "train/grad_norm": outcome.grad_norm.item(),
                 "train/tokens_per_second": (tokens - before_tokens) / max(seconds - before_seconds, 1e-9),
             }
@@ -191,15 +191,24 @@ class Trainer:
         finite = math.isfinite(score)
         improved = finite and (before.best_score is None or score < before.best_score)
         gained = finite and (before.score_to_beat is None or score < before.score_to_beat - self.config.min_delta)
+        without_gain = 0 if gained else before.evaluations_without_gain + 1
+        reduced = reduction_due(self.schedule, without_gain)
         self.progress = replace(
             before,
             last_score=score if finite else before.last_score,
             best_score=score if improved else before.best_score,
             best_step=before.step if improved else before.best_step,
             score_to_beat=score if gained else before.score_to_beat,
-            evaluations_without_gain=0 if gained else before.evaluations_without_gain + 1,
+            evaluations_without_gain=without_gain,
+            lr_reductions=before.lr_reductions + reduced,
         )
+        if reduced:
+            log.info("no gain in %d evaluations: the learning rate is now %.3g", without_gain, self._lr(before.step))
         return improved
+
+    def _lr(self, step: int) -> float:
+        reductions = self.progress.lr_reductions
+        return lr_at(self.schedule, step, lr=self.lr, total_steps=self.total_steps, reductions=reductions)
 
     def _save(self, best: bool) -> None:
         with self.stopwatch.paused():

@@ -13,6 +13,7 @@ from torch import Tensor
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.batches import EvalBatches, TrainBatches
 from lmtrain.data.prepare import PreparedData
+from lmtrain.data.ramps import Ramp
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import RunFolderError
 from lmtrain.model.decoder import Decoder, build_model
@@ -37,6 +38,7 @@ class Session:
     batches: TrainBatches
     val_batches: EvalBatches
     val_bytes_per_token: float
+    data_fingerprint: str
     total_steps: int
 
     @property
@@ -48,8 +50,16 @@ class Session:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def restore(self, checkpoints: Path) -> Progress:
-        """Continue from the newest sound checkpoint: model, optimizers and random states are put back."""
+        """Continue from the newest sound checkpoint: model, optimizers and random states are put back.
+
+        Raises UsageError if it is of another model, or of other tokens (unless `force`).
+        """
         checkpoint = CheckpointFolder(checkpoints).load_newest()
+        if checkpoint.meta["data_fingerprint"] != self.data_fingerprint and not self.config.force:
+            raise RunFolderError(
+                "the text is not the one this run was trained on: its continuation would be another run; "
+                "put the text back, or add force=true to go on all the same"
+            )
         restore(checkpoint, self.model, self.step.optimizers, self.step.scaler)
         return Progress(**checkpoint.meta["progress"])
 
@@ -73,7 +83,12 @@ class Session:
             step=self.step,
             batches=self.batches,
             evaluate=self.evaluate,
-            capture=lambda state: capture(self.model, self.step.optimizers, self.step.scaler, {"progress": state}),
+            capture=lambda state: capture(
+                self.model,
+                self.step.optimizers,
+                self.step.scaler,
+                {"progress": state, "data_fingerprint": self.data_fingerprint},
+            ),
             checkpoints=CheckpointWriter(CheckpointFolder(checkpoints, keep=self.config.trainer.keep_checkpoints)),
             objective=self.config.objective,
             record=record,
@@ -83,8 +98,8 @@ class Session:
 
 def build_session(config: ExperimentConfig, data: PreparedData, precision: Precision) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together."""
-    batches = TrainBatches(data.train, seq_len=config.data.seq_len, batch_size=config.batch_size, seed=config.seed)
-    total_steps = count_steps(config, batches.steps_per_epoch)
+    batches = _train_batches(config, data)
+    total_steps = count_steps(config, batches)
     warmup_length(config.schedule, total_steps)  # refused here if it is too long
     torch.manual_seed(config.seed)
     model = build_model(
@@ -117,19 +132,35 @@ def build_session(config: ExperimentConfig, data: PreparedData, precision: Preci
             max_batches=config.trainer.eval_batches,
         ),
         val_bytes_per_token=data.val_bytes_per_token,
+        data_fingerprint=data.fingerprint,
         total_steps=total_steps,
     )
 
 
-def count_steps(config: ExperimentConfig, steps_per_epoch: float) -> int:
+def _train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
+    def ramp(initial: int, steps: int | None) -> Ramp | None:
+        return None if steps is None else Ramp(initial=initial, steps=steps)
+
+    trainer = config.trainer
+    return TrainBatches(
+        data.train,
+        seq_len=config.data.seq_len,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        batch_size_ramp=ramp(trainer.initial_batch_size, trainer.batch_size_warmup_steps),
+        seq_len_ramp=ramp(trainer.initial_seq_len, trainer.seq_len_warmup_steps),
+    )
+
+
+def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:
     """Optimizer steps of the budget, whichever of the three gives it."""
     trainer = config.trainer
     if trainer.max_steps is not None:
         return trainer.max_steps
     if trainer.max_epochs is not None:
-        return math.ceil(trainer.max_epochs * steps_per_epoch)
+        return batches.steps_for(sequences=math.ceil(trainer.max_epochs * batches.num_windows))
     assert trainer.max_tokens is not None
-    return math.ceil(trainer.max_tokens / (config.batch_size * config.data.seq_len))
+    return batches.steps_for(sequences=-(-trainer.max_tokens // config.data.seq_len))
 
 
 def _start_from(model: Decoder, source: RunDir, data: PreparedData) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data.batches import IGNORED, EvalBatches, TrainBatches, require_sequence
+from lmtrain.data.ramps import Ramp
 from lmtrain.errors import DataError
 
 TOKENS = np.arange(103, dtype=np.uint16)
@@ -84,8 +85,29 @@ def test_epochs_differ_in_borders_and_order() -> None:
 
 def test_a_batch_may_span_epochs() -> None:
     large = train_batches(seq_len=50, batch_size=10)
-    assert large.steps_per_epoch == 0.3
+    assert large.num_windows == 3
+    assert large.steps_for(sequences=10) == 1
     assert sequences(large, 1) == sequences(train_batches(seq_len=50, batch_size=1), 10)
+
+
+def test_a_ramp_of_the_batch_size_keeps_the_order_of_sequences() -> None:
+    ramped = TrainBatches(TOKENS, seq_len=8, batch_size=4, seed=0, batch_size_ramp=Ramp(initial=1, steps=6))
+    assert [len(ramped[step].inputs) for step in range(8)] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert [ramped[step].num_targets for step in range(8)] == [8, 8, 16, 16, 24, 24, 32, 32]
+    assert sequences(ramped, 8) == sequences(train_batches(), 5)
+    assert [tuple(row) for row in ramped[6].inputs.tolist()] == sequences(ramped, 8)[12:16]  # whatever came before
+
+
+def test_a_ramp_of_the_sequence_length_cuts_the_same_sequences_into_pieces() -> None:
+    ramped = TrainBatches(TOKENS, seq_len=8, batch_size=4, seed=0, seq_len_ramp=Ramp(initial=2, steps=5))
+    plain = train_batches()
+    assert [ramped[step].inputs.shape[1] for step in range(7)] == [2, 2, 2, 4, 4, 8, 8]
+    assert [ramped[step].rows_per_sequence for step in range(7)] == [4, 4, 4, 2, 2, 1, 1]
+    for step in range(7):
+        cut, whole = ramped[step], plain[step]
+        assert torch.equal(cut.inputs.view(4, 8), whole.inputs)
+        assert torch.equal(cut.targets.view(4, 8), whole.targets)
+        assert cut.num_targets == whole.num_targets == 32
 
 
 def test_a_negative_step_is_refused() -> None:

@@ -395,6 +395,10 @@ class TrainerConfig:
     max_epochs: float | None = None  # ... or passes over the training text
     max_tokens: int | None = None  # ... or tokens; exactly one of the three
     micro_batch_size: int | Literal["auto"] = "auto"  # sequences a backward pass; auto: all that fit
+    batch_size_warmup_steps: int | None = None  # steps in which batches grow evenly to batch_size; None: no ramp
+    initial_batch_size: int = 1  # ... from so many sequences
+    seq_len_warmup_steps: int | None = None  # steps in which sequences double up to data.seq_len; None: no ramp
+    initial_seq_len: int = 32  # ... from so many tokens; a batch holds the more of them, its tokens stay the same
     grad_clip: float | None = 1.0  # largest gradient norm; None: no clipping
     eval_every: int = REQUIRED  # steps between evaluations; one is always made at the end
     eval_batches: int | None = None  # batches an evaluation; None: the whole validation split
@@ -423,6 +427,10 @@ class TrainerConfig:
         require_positive(
             "trainer.",
             **budgets,
+            batch_size_warmup_steps=self.batch_size_warmup_steps,
+            initial_batch_size=self.initial_batch_size,
+            seq_len_warmup_steps=self.seq_len_warmup_steps,
+            initial_seq_len=self.initial_seq_len,
             grad_clip=self.grad_clip,
             eval_every=self.eval_every,
             eval_batches=self.eval_batches,
@@ -509,6 +517,7 @@ class ExperimentConfig:
     objective: Literal["val/loss", "val/perplexity", "val/bits_per_byte", "train/loss"] = "val/loss"
     """The metric that best, patience and sweeps minimise, as it stands at an evaluation."""
     resume: str | None = None  # null, auto, or a run folder to continue
+    force: bool = False  # resume although settings or data differ from those of the run
     init_from: str | None = None  # run folder whose weights to start from
 
     def __post_init__(self) -> None:
@@ -525,6 +534,21 @@ class ExperimentConfig:
                 self.trainer.patience > self.schedule.patience,
                 f"trainer.patience ({self.trainer.patience}) must be above schedule.patience "
                 f"({self.schedule.patience}), or the run ends before its rate is lowered",
+            )
+        self._require_ramps()
+
+    def _require_ramps(self) -> None:
+        if self.trainer.batch_size_warmup_steps is not None:
+            initial = self.trainer.initial_batch_size
+            require(
+                initial <= self.batch_size,
+                f"trainer.initial_batch_size ({initial}) must not exceed batch_size ({self.batch_size})",
+            )
+        if self.trainer.seq_len_warmup_steps is not None:
+            initial, full = self.trainer.initial_seq_len, self.data.seq_len
+            require(
+                full % initial == 0 and (full // initial).bit_count() == 1,
+                f"data.seq_len ({full}) must be trainer.initial_seq_len ({initial}) times a power of two",
             )
 
 

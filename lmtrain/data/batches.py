@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmtrain.data.ramps import BatchSizes, Ramp, sequence_length
 from lmtrain.data.tokenizer import TokenArray
 from lmtrain.errors import DataError
 
@@ -28,6 +29,7 @@ class Batch:
     inputs: Tensor  # (B, T) int64
     targets: Tensor  # (B, T) int64, IGNORED where not counted
     num_targets: int  # targets that count
+    rows_per_sequence: int = 1  # more while sequences still grow: a row is then a piece of one of full length
 
 
 def require_sequence(tokens: TokenArray, seq_len: int, split: str) -> None:
@@ -46,31 +48,50 @@ class TrainBatches:
     does not depend on the batch size. An epoch is `num_windows` sequences. Each epoch lays a grid of windows
     over the tokens closed to a ring, starting at a random token, and visits the windows in a random order:
     every token is a target at least once an epoch, and windows begin elsewhere in the next one.
+
+    A ramp of the batch size changes how many sequences a step takes, not their order. A ramp of the sequence length
+    cuts the sequences into shorter rows, so that a step holds the same tokens and none is lost.
     """
 
-    def __init__(self, tokens: TokenArray, *, seq_len: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: TokenArray,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        batch_size_ramp: Ramp | None = None,
+        seq_len_ramp: Ramp | None = None,
+    ) -> None:
         """`tokens` is one-dimensional. Raises DataError if it is shorter than one sequence."""
         require_sequence(tokens, seq_len, "training")
         self.num_windows = -(-len(tokens) // seq_len)
         self._tokens = tokens
         self._seq_len = seq_len
-        self._batch_size = batch_size
+        self._sizes = BatchSizes(batch_size, batch_size_ramp)
+        self._seq_len_ramp = seq_len_ramp
         self._seed = seed
         # A batch spans few epochs, and the next batch the same ones.
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.num_windows / self._batch_size
+    def steps_for(self, *, sequences: int) -> int:
+        """The smallest number of steps that hold so many sequences."""
+        return self._sizes.steps_for(sequences)
 
     def __getitem__(self, step: int) -> Batch:
         if step < 0:
             raise IndexError(f"step must not be negative, got {step}")
-        first = step * self._batch_size
-        starts = np.array([self._start(first + row) for row in range(self._batch_size)])
+        first, end = self._sizes.before(step), self._sizes.before(step + 1)
+        starts = np.array([self._start(sequence) for sequence in range(first, end)])
         positions = starts[:, None] + np.arange(self._seq_len + 1)
         windows = torch.from_numpy(self._tokens.take(positions, mode="wrap").astype(np.int64))
-        return Batch(windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), self._batch_size * self._seq_len)
+        length = sequence_length(step, self._seq_len, self._seq_len_ramp)
+        return Batch(
+            windows[:, :-1].contiguous().view(-1, length),
+            windows[:, 1:].contiguous().view(-1, length),
+            num_targets=(end - first) * self._seq_len,
+            rows_per_sequence=self._seq_len // length,
+        )
 
     def _start(self, sequence: int) -> int:
         epoch, place = divmod(sequence, self.num_windows)

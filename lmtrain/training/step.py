@@ -81,7 +81,8 @@ class TrainingStep:
     def _backward_that_fits(self, batch: Batch) -> Tensor:
         """Gradients of the whole batch; out of memory halves the microbatch and starts the same step again."""
         while True:
-            size = self.micro_batch_size or len(batch.inputs)
+            num_sequences = len(batch.inputs) // batch.rows_per_sequence
+            size = min(self.micro_batch_size or num_sequences, num_sequences)
             random_state = torch.cuda.get_rng_state() if self.precision.device.type == "cuda" else None
             try:
                 return self._backward(batch, size)
@@ -105,9 +106,9 @@ class TrainingStep:
         return total
 
     def _microbatches(self, batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.precision.device
+        device, rows = self.precision.device, size * batch.rows_per_sequence
         for inputs_BT, targets_BT in zip(
-            torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True
+            torch.split(batch.inputs, rows), torch.split(batch.targets, rows), strict=True
         ):
             yield inputs_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True)
 

@@ -53,6 +53,22 @@ def test_accumulated_equals_full_batch(micro_batch_size: int) -> None:
         assert torch.allclose(p, q, atol=2e-6)
 
 
+@pytest.mark.parametrize(("micro_batch_size", "expected"), [(None, [6]), (1, [2, 2, 2]), (2, [4, 2]), (7, [6])])
+def test_a_microbatch_counts_sequences_not_their_pieces(micro_batch_size: int | None, expected: list[int]) -> None:
+    """While sequences still grow, a row is a piece of one: half of it here."""
+    batch, model = uneven_batch(), small_model()
+    pieces = Batch(batch.inputs, batch.targets, batch.num_targets, rows_per_sequence=2)
+    rows = []
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        rows.append(len(inputs))
+        return model(inputs)
+
+    outcome = build(model, forward=forward, micro_batch_size=micro_batch_size)(pieces, 0.01)
+    assert rows == expected
+    assert outcome.loss.item() == pytest.approx(build(small_model())(batch, 0.01).loss.item(), rel=1e-6)
+
+
 def test_loss_is_the_mean_over_all_targets() -> None:
     batch, model = uneven_batch(), small_model()
     logits = model(batch.inputs)

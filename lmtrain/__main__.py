@@ -17,6 +17,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
+from lmtrain.commands import COMMANDS, load_command
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, explain
 from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG
@@ -82,6 +83,8 @@ def _run(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         try:
+            if arguments and arguments[0] in COMMANDS:
+                return load_command(arguments[0])(arguments[1:])
             words = _parse(arguments)
             compose.register()
             config_path, config_name = _primary_config(words.overrides)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain.config.saved import to_yaml
+from lmtrain.config.saved import resume_differences, to_yaml
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.console import ProgressLine, duration
 from lmtrain.data.prepare import PreparedData, prepare
@@ -82,7 +82,17 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
         raise RunFolderError(f"{folder.path} has no checkpoint to continue from")
     if not there and folder.is_run():
         log.warning("%s has no checkpoint yet: starting it again from step 0", folder.path)
+    if there and not config.force:
+        _refuse_differences(folder, resume_differences(folder.config.read_text(encoding="utf-8"), config))
     return there
+
+
+def _refuse_differences(folder: RunDir, differences: list[str]) -> None:
+    if differences:
+        raise RunFolderError(
+            f"{folder.path} cannot be continued otherwise than it was begun: {'; '.join(differences)}\n"
+            "change only its budget or what it logs, or add force=true to go on all the same"
+        )
 
 
 def _build(config: ExperimentConfig) -> tuple[Session, PreparedData]:

@@ -29,6 +29,34 @@ def to_yaml(config: ExperimentConfig) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+FREE_ON_RESUME = frozenset(
+    f"trainer.{name}"
+    for name in (
+        *("max_steps", "max_epochs", "max_tokens", "time_limit", "patience", "min_delta"),
+        *("eval_every", "eval_batches", "log_every", "checkpoint_every", "keep_checkpoints", "sample_tokens"),
+    )
+)
+"""Settings a resumed run may change: its budget, and how it is watched."""
+
+
+def resume_differences(saved_text: str, config: ExperimentConfig) -> list[str]:
+    """What a resumed run would do otherwise than the run of this `config.yaml`: `key old → new`, a line each."""
+    old, new = (_flat(yaml.safe_load(text)) for text in (saved_text, to_yaml(config)))
+    keys = [key for key in {**old, **new} if key not in FREE_ON_RESUME and not key.startswith("tracking")]
+    return [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if key != "force" and old.get(key) != new.get(key)]
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key; the chosen schemas under the names of their groups."""
+    flat: dict[str, Any] = {}
+    for override in content.pop("defaults"):
+        if isinstance(override, dict):
+            flat |= {key.removeprefix("override /"): schema.lstrip("_") for key, schema in override.items()}
+    for key, value in content.items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
 def _plain(value: Any) -> Any:
     """Tuples as lists, all the way down: YAML has no tuples. A `${` in a text is escaped: it is no interpolation."""
     if isinstance(value, dict):

@@ -20,6 +20,7 @@ from lmtrain.model.decoder import Decoder, build_model
 from lmtrain.run_dir import RunDir
 from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, load_weights, restore
 from lmtrain.training.evaluation import evaluate
+from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
 from lmtrain.training.schedules import warmup_length
@@ -117,6 +118,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, precision: Preci
         precision,
         grad_clip=config.trainer.grad_clip,
         micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
+        loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
         forward=forward,
     )
     return Session(

@@ -399,6 +399,8 @@ class TrainerConfig:
     initial_batch_size: int = 1  # ... from so many sequences
     seq_len_warmup_steps: int | None = None  # steps in which sequences double up to data.seq_len; None: no ramp
     initial_seq_len: int = 32  # ... from so many tokens; a batch holds the more of them, its tokens stay the same
+    label_smoothing: float = 0.0  # share of each target spread over the vocabulary, in training only
+    z_loss: float = 0.0  # weight of the squared log of the softmax's denominator, in training only
     grad_clip: float | None = 1.0  # largest gradient norm; None: no clipping
     eval_every: int = REQUIRED  # steps between evaluations; one is always made at the end
     eval_batches: int | None = None  # batches an evaluation; None: the whole validation split
@@ -441,6 +443,8 @@ class TrainerConfig:
             time_limit=self.time_limit,
             micro_batch_size=None if self.micro_batch_size == "auto" else self.micro_batch_size,
         )
+        require_fraction("trainer.", label_smoothing=self.label_smoothing)
+        require(self.z_loss >= 0, f"trainer.z_loss must not be negative, got {self.z_loss}")
         require(self.min_delta >= 0, f"trainer.min_delta must not be negative, got {self.min_delta}")
         require(self.sample_tokens >= 0, f"trainer.sample_tokens must not be negative, got {self.sample_tokens}")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lmtrain.data.batches import Batch
+from lmtrain.training.losses import sum_loss
 from lmtrain.training.precision import Precision
-from lmtrain.training.step import sum_loss
 
 
 @torch.no_grad()

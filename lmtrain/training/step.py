@@ -7,31 +7,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmtrain.data.batches import IGNORED, Batch
+from lmtrain.data.batches import Batch
+from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.optimizers import set_lr
 from lmtrain.training.precision import Precision
 
 log = logging.getLogger(__name__)
+
+PLAIN = TrainingLoss()
+"""Cross-entropy and nothing else."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
     """What a step measured. The tensors are on the device; reading them waits for it."""
 
-    loss: Tensor  # mean over all targets of the step, nats
+    loss: Tensor  # cross-entropy, mean over all targets of the step, nats; without smoothing and z-loss
     grad_norm: Tensor  # of the whole gradient, before clipping
     applied: bool  # False: not finite, nothing was changed
     overflow: bool  # ... because the fp16 loss scale was too large, which is expected now and then
-
-
-def sum_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy summed over the targets that count, in nats, in fp32."""
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
 
 
 class TrainingStep:
@@ -49,6 +45,7 @@ class TrainingStep:
         *,
         grad_clip: float | None,
         micro_batch_size: int | None,
+        loss: TrainingLoss = PLAIN,
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """`micro_batch_size` None starts with the whole batch; `forward` is the compiled model, if there is one."""
@@ -58,6 +55,7 @@ class TrainingStep:
         self.scaler = precision.gradient_scaler()
         self.grad_clip = grad_clip
         self.micro_batch_size = micro_batch_size
+        self._loss = loss
         self._forward = forward or model
 
     def __call__(self, batch: Batch, lr: float) -> StepOutcome:
@@ -100,9 +98,9 @@ class TrainingStep:
         total = torch.zeros((), device=self.precision.device)
         for inputs_BT, targets_BT in self._microbatches(batch, size):
             with self.precision.autocast():
-                loss = sum_loss(self._forward(inputs_BT), targets_BT) / batch.num_targets
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+                objective, cross_entropy = self._loss(self._forward(inputs_BT), targets_BT)
+            self.scaler.scale(objective / batch.num_targets).backward()  # type: ignore[no-untyped-call]
+            total += cross_entropy / batch.num_targets
         return total
 
     def _microbatches(self, batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,9 +10,10 @@ from torch import nn
 from lmtrain.config.schema import AdamWConfig
 from lmtrain.data.batches import IGNORED, Batch
 from lmtrain.training.evaluation import evaluate
+from lmtrain.training.losses import TrainingLoss, sum_loss
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
-from lmtrain.training.step import TrainingStep, sum_loss
+from lmtrain.training.step import TrainingStep
 
 VOCABULARY, WIDTH, ROWS, LENGTH = 11, 8, 6, 5
 FP32 = Precision(torch.device("cpu"), torch.float32)
@@ -40,11 +41,12 @@ def build(model: nn.Module, **settings: object) -> TrainingStep:
     return TrainingStep(model, optimizers, FP32, **({"grad_clip": 1.0, "micro_batch_size": None} | settings))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("loss", [TrainingLoss(), TrainingLoss(label_smoothing=0.1, z_loss=0.01)])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 5])
-def test_accumulated_equals_full_batch(micro_batch_size: int) -> None:
+def test_accumulated_equals_full_batch(micro_batch_size: int, loss: TrainingLoss) -> None:
     batch = uneven_batch()
     whole, parts = small_model(), small_model()
-    step_whole, step_parts = build(whole), build(parts, micro_batch_size=micro_batch_size)
+    step_whole, step_parts = build(whole, loss=loss), build(parts, loss=loss, micro_batch_size=micro_batch_size)
     for _ in range(5):
         a, b = step_whole(batch, 0.01), step_parts(batch, 0.01)
         assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
@@ -76,6 +78,14 @@ def test_loss_is_the_mean_over_all_targets() -> None:
     by_hand = F.cross_entropy(logits[kept], batch.targets[kept])
     assert build(model)(batch, 0.01).loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
     assert sum_loss(logits, batch.targets).item() == pytest.approx(by_hand.item() * int(kept.sum()), rel=1e-6)
+
+
+def test_the_loss_told_is_the_cross_entropy_whatever_is_minimised() -> None:
+    batch, model, plain_model = uneven_batch(), small_model(), small_model()
+    outcome = build(model, loss=TrainingLoss(label_smoothing=0.2, z_loss=0.1))(batch, 0.01)
+    plain = build(plain_model)(batch, 0.01)
+    assert outcome.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
+    assert outcome.grad_norm.item() != pytest.approx(plain.grad_norm.item(), rel=1e-2)
 
 
 def test_clipping_limits_the_gradient_that_is_applied() -> None:

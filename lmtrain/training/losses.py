@@ -1,0 +1,45 @@
+"""What training minimises and what evaluation measures: cross-entropy, and terms that only training adds to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmtrain.data.batches import IGNORED
+
+
+def sum_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy summed over the targets that count, in nats, in fp32."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLoss:
+    """Cross-entropy, with label smoothing and a z-loss if they are not 0.
+
+    Label smoothing (arXiv:1512.00567) spreads that share of each target evenly over the vocabulary. The z-loss
+    (arXiv:2204.02311) adds that weight times the squared log of the softmax's denominator, which keeps logits small.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __call__(self, logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """What to minimise and, detached, the plain cross-entropy: each summed over the targets that count."""
+        if self.label_smoothing == 0 and self.z_loss == 0:
+            loss = sum_loss(logits_BTV, targets_BT)
+            return loss, loss.detach()
+        logits_NV, targets_N = logits_BTV.flatten(0, 1).float(), targets_BT.flatten()
+        counted_N = targets_N != IGNORED
+        log_denominator_N = torch.logsumexp(logits_NV, dim=-1)
+        target_logit_N = logits_NV.gather(1, targets_N.clamp_min(0).unsqueeze(1)).squeeze(1)
+        # The smoothed target's logit: the mean over the vocabulary is that of an even spread.
+        smoothed_N = torch.lerp(target_logit_N, logits_NV.mean(dim=-1), self.label_smoothing)
+        objective_N = log_denominator_N - smoothed_N + self.z_loss * log_denominator_N.square()
+        cross_entropy_N = (log_denominator_N - target_logit_N).detach()
+        return torch.where(counted_N, objective_N, 0.0).sum(), torch.where(counted_N, cross_entropy_N, 0.0).sum()

@@ -78,8 +78,6 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
             )
         return False
     there = CheckpointFolder(folder.checkpoints).has_any()
-    if not there and config.resume != "auto":
-        raise RunFolderError(f"{folder.path} has no checkpoint to continue from")
     if not there and folder.is_run():
         log.warning("%s has no checkpoint yet: starting it again from step 0", folder.path)
     if there and not config.force:

@@ -1,6 +1,6 @@
 """`lmtrain verify-resume [--steps N] [overrides]`: is a killed and resumed run the same, to the last bit, here?
 
-Trains 2 N steps in one go, and again with a `kill -9` at a random instant after the first checkpoint and a resume;
+Trains 2 N steps in one go, and again with a `kill -9` at a random instant and a resume;
 then compares the hashes of weights and training state and every metric of every step.
 """
 
@@ -46,21 +46,41 @@ def verify(folder: Path, overrides: list[str], *, steps: int, chance: random.Ran
 
     Raises RunError if a run fails of itself.
     """
-    budget = [f"trainer.max_steps={2 * steps}", "trainer.max_epochs=null", "trainer.max_tokens=null"]
-    cadence = [f"trainer.eval_every={steps}", f"trainer.checkpoint_every={max(1, steps // 4)}", "trainer.log_every=1"]
-    common = [*budget, *cadence, "trainer.sample_tokens=0", "tracking=none", *overrides]
-    whole, broken = RunDir(folder / "whole"), RunDir(folder / "broken")
-    _train([*common, f"hydra.run.dir={whole.path}"])
+    whole = RunDir(folder / "whole")
+    train_whole(whole, overrides, steps=2 * steps)
+    print(f"uninterrupted: {2 * steps} steps")
+    killed, differences = kill_and_resume(RunDir(folder / "broken"), whole, overrides, steps=2 * steps, chance=chance)
+    print(f"killed with -9 {killed}, resumed")
+    return differences
+
+
+def train_whole(run: RunDir, overrides: list[str], *, steps: int) -> None:
+    """Make the uninterrupted run of `steps` steps."""
+    _train([*_settings(run, overrides, steps)])
+
+
+def kill_and_resume(
+    run: RunDir, whole: RunDir, overrides: list[str], *, steps: int, chance: random.Random
+) -> tuple[str, list[str]]:
+    """Make the run of `whole` again in another folder, with a kill on the way.
+
+    Returns when it was killed, and what differs at the end.
+    """
     result = whole.read_result()
     assert result is not None
-    print(f"uninterrupted: {2 * steps} steps")
-    killed_at = _train_and_kill(
-        [*common, f"hydra.run.dir={broken.path}"], broken, chance.uniform(0, 0.8 * result["training_seconds"])
-    )
-    print(f"killed with -9 {killed_at}; resuming")
-    if broken.read_result() is None:
-        _train([f"resume={broken.path}"])
-    return compare_ends(whole, broken)
+    delay = chance.uniform(0, 0.8 * result["training_seconds"])
+    killed = _train_and_kill(_settings(run, overrides, steps), run, delay)
+    if run.read_result() is None:
+        _train([f"resume={run.path}"])
+    return killed, compare_ends(whole, run)
+
+
+def _settings(run: RunDir, overrides: list[str], steps: int) -> list[str]:
+    """The run's words: many checkpoints and every metric, and nothing that tells one run from the other."""
+    budget = [f"trainer.max_steps={steps}", "trainer.max_epochs=null", "trainer.max_tokens=null"]
+    cadence = [f"trainer.eval_every={steps // 2}", f"trainer.checkpoint_every={max(1, steps // 8)}"]
+    quiet = ["trainer.log_every=1", "trainer.sample_tokens=0", "tracking=none"]
+    return [*budget, *cadence, *quiet, *overrides, f"hydra.run.dir={run.path}"]
 
 
 def compare_ends(first: RunDir, second: RunDir) -> list[str]:
@@ -89,17 +109,18 @@ def _train(arguments: Iterable[str]) -> None:
 
 
 def _train_and_kill(arguments: Iterable[str], run: RunDir, delay: float) -> str:
-    """Start a training command and kill it `delay` seconds after its first checkpoint; returns when that was."""
+    """Start a training command and kill it `delay` seconds after it claimed its folder; returns when that was."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(_command(arguments), stdout=output, stderr=output)
-        while not any(run.checkpoints.glob("step_*")) and process.poll() is None:
+        while not run.is_run() and process.poll() is None:
             time.sleep(POLL_SECONDS)
         try:
             process.wait(timeout=delay)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            return f"{delay:.3f} s after the first checkpoint"
+            steps = sorted(path.name for path in run.checkpoints.glob("step_*"))
+            return f"{delay:.3f} s after its start, {steps[-1] if steps else 'before a checkpoint'}"
         if process.returncode != 0:
             output.seek(0)
             raise _failure(process.returncode, output.read())

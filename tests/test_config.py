@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def in_hydra(config_dir: Path | None) -> Any:
 def parse(*words: str, config_dir: Path | None = None, config_name: str = PRIMARY_CONFIG) -> ExperimentConfig:
     with in_hydra(config_dir):
         return compose.parse_config(hydra.compose(config_name, list(words)))
+
+
+@functools.cache
+def composed_default() -> DictConfig:
+    with in_hydra(None):
+        return hydra.compose(PRIMARY_CONFIG)
 
 
 def refusal(*words: str, config_dir: Path | None = None) -> str:
@@ -168,7 +175,6 @@ def test_an_option_of_ones_own(tmp_path: Path) -> None:
         ("batch_size=4 trainer.micro_batch_size=8", "trainer.micro_batch_size (8) must not exceed batch_size (4)"),
         ("parallel.num_threads=0", "parallel.num_threads must be positive, got 0"),
         ("tracking.close_timeout=0", "tracking.close_timeout must be positive, got 0.0"),
-        ("sweep.name=''", "sweep.name must not be empty"),
         ("lr=0", "lr must be positive, got 0.0"),
         ("batch_size=-1", "batch_size must be positive, got -1"),
         ("dropout=1", "dropout must be at least 0 and below 1, got 1.0"),
@@ -176,9 +182,9 @@ def test_an_option_of_ones_own(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_rule_is_told_with_the_value(words: str, message: str) -> None:
-    told = refusal(*words.split())
-    assert message in told
-    assert "\n" not in told
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        compose.parse_config(OmegaConf.merge(composed_default(), OmegaConf.from_dotlist(words.split())))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,7 @@ def test_a_broken_rule_is_told_with_the_value(words: str, message: str) -> None:
         ("device=gpu", "device: Invalid value 'gpu', expected one of ['auto', 'cpu', 'cuda', 'mps']"),
         ("optimizer.betas=[0.9]", "optimizer.betas: "),
         ("lr=null", "lr: "),
+        ("sweep.name=''", "sweep.name must not be empty"),
         ("trainer.micro_batch_size=some", "trainer.micro_batch_size: "),
         # words
         ("data=text", "data.path must be set: add data.path=VALUE"),
@@ -242,7 +249,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 misleading = st.sampled_from(["1e3", "0x1f", "null", "yes", "~", "1_000", ".5", "${lr}", "\\${lr}", "a\\\\${b}"])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_a_saved_config_composes_to_the_same_settings(data: st.DataObject, tmp_path_factory: Any) -> None:
     words = [f"{group}={data.draw(st.sampled_from(compose.group_options(group)))}" for group in SCHEMAS]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
+from command_line import ROOT, CommandLine
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,3 +316,32 @@ def test_what_an_experiment_changes_is_reported() -> None:
     assert reported["model.d_ff"] == 64
     assert reported["data.seq_len"] == 64
     assert "model.d_model" not in reported
+
+
+# ------------------------------------------------------------------------------------ installed from a wheel
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_brings_its_configs(lmtrain: CommandLine) -> None:
+    pytest.importorskip("hatchling", reason="builds the wheel without a network")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(lmtrain.folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = lmtrain.folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(lmtrain.folder / "site")
+        packed = {name for name in archive.namelist() if name.startswith("lmtrain/conf/")}
+    shipped = {str(path.relative_to(CONF)) for path in (*CONF.rglob("*.yaml"), *CONF.glob("experiment/*.yaml"))}
+    assert packed == {f"lmtrain/conf/{name}" for name in shipped}
+
+    site = str(lmtrain.folder / "site")
+    found = subprocess.run(
+        [sys.executable, "-c", "import lmtrain.config.compose as c; print(c.config_dir())"],
+        cwd=lmtrain.folder,
+        env=lmtrain.environment(PYTHONPATH=site),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == f"{site}/lmtrain/conf"
+    words = ("experiment=shakespeare_char", "--cfg", "job")
+    assert lmtrain(*words, PYTHONPATH=site).stdout == lmtrain(*words).stdout

@@ -18,6 +18,7 @@ from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import RunFolderError
 from lmtrain.model.decoder import Decoder, build_model
 from lmtrain.run_dir import RunDir
+from lmtrain.training.activation_checkpointing import checkpoint_activations
 from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, load_weights, restore
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
@@ -111,6 +112,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, precision: Preci
     ).to(precision.device)
     if config.init_from is not None:
         _start_from(model, RunDir(Path(config.init_from)), data)
+    checkpoint_activations(model.blocks, config.trainer.activation_checkpointing)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if config.trainer.compile else model
     step = TrainingStep(
         model,

@@ -399,6 +399,7 @@ class TrainerConfig:
     initial_batch_size: int = 1  # ... from so many sequences
     seq_len_warmup_steps: int | None = None  # steps in which sequences double up to data.seq_len; None: no ramp
     initial_seq_len: int = 32  # ... from so many tokens; a batch holds the more of them, its tokens stay the same
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # what is computed twice to save memory
     label_smoothing: float = 0.0  # share of each target spread over the vocabulary, in training only
     z_loss: float = 0.0  # weight of the squared log of the softmax's denominator, in training only
     grad_clip: float | None = 1.0  # largest gradient norm; None: no clipping

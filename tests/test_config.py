@@ -45,9 +45,9 @@ def parse(*words: str, config_dir: Path | None = None, config_name: str = PRIMAR
 
 
 @functools.cache
-def composed_default() -> DictConfig:
+def composed(*choices: str) -> DictConfig:
     with in_hydra(None):
-        return hydra.compose(PRIMARY_CONFIG)
+        return hydra.compose(PRIMARY_CONFIG, list(choices))
 
 
 def refusal(*words: str, config_dir: Path | None = None) -> str:
@@ -161,7 +161,34 @@ def test_an_option_of_ones_own(tmp_path: Path) -> None:
         ("schedule.warmup_fraction=1", "schedule.warmup_fraction must be at least 0 and below 1, got 1.0"),
         ("schedule.final_lr_fraction=2", "schedule.final_lr_fraction must lie between 0 and 1, got 2.0"),
         ("schedule.decay_fraction=1.1", "schedule.decay_fraction must lie between 0 and 1, got 1.1"),
+        ("optimizer=adam optimizer.eps=0", "optimizer.eps must be positive, got 0.0"),
+        ("optimizer=sgd optimizer.momentum=1", "optimizer.momentum must be at least 0 and below 1, got 1.0"),
+        ("optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true", "nesterov needs an optimizer.momentum above 0"),
+        ("optimizer=lion optimizer.betas=[1,0.9]", "optimizer.betas[0] must be at least 0 and below 1, got 1.0"),
+        ("optimizer=adafactor optimizer.beta2_decay=0.8", "optimizer.beta2_decay must not be positive, got 0.8"),
+        ("optimizer=adafactor optimizer.clip_threshold=0.5", "optimizer.clip_threshold must be at least 1, got 0.5"),
+        ("optimizer=adafactor optimizer.min_scale=0", "optimizer.min_scale must be positive, got 0.0"),
+        ("schedule=cosine_restarts schedule.cycles=0", "schedule.cycles must be positive, got 0"),
+        ("schedule=cosine_restarts schedule.cycle_mult=0", "schedule.cycle_mult must be positive, got 0.0"),
+        (
+            "schedule=inverse_sqrt schedule.min_lr_fraction=2",
+            "schedule.min_lr_fraction must lie between 0 and 1, got 2.0",
+        ),
+        ("schedule=plateau schedule.factor=1", "schedule.factor must lie between 0 and 1, got 1.0"),
+        ("schedule=plateau schedule.patience=0", "schedule.patience must be positive, got 0"),
+        ("schedule=plateau trainer.patience=2", "trainer.patience (2) must be above schedule.patience (2)"),
         # trainer and the rest
+        ("trainer.batch_size_warmup_steps=0", "trainer.batch_size_warmup_steps must be positive, got 0"),
+        (
+            "batch_size=4 trainer.batch_size_warmup_steps=9 trainer.initial_batch_size=8",
+            "trainer.initial_batch_size (8) must not exceed batch_size (4)",
+        ),
+        (
+            "data.seq_len=96 trainer.seq_len_warmup_steps=9 trainer.initial_seq_len=32",
+            "data.seq_len (96) must be trainer.initial_seq_len (32) times a power of two",
+        ),
+        ("trainer.label_smoothing=1", "trainer.label_smoothing must be at least 0 and below 1, got 1.0"),
+        ("trainer.z_loss=-1", "trainer.z_loss must not be negative, got -1.0"),
         ("trainer.max_tokens=5", "exactly one of trainer.max_steps, trainer.max_epochs and trainer.max_tokens"),
         ("trainer.max_tokens=5", "got max_steps=1000, max_tokens=5; set the others to null"),
         ("trainer.max_steps=null", "must be set, got none"),
@@ -186,8 +213,10 @@ def test_an_option_of_ones_own(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_rule_is_told_with_the_value(words: str, message: str) -> None:
+    choices = [word for word in words.split() if word.split("=")[0] in SCHEMAS]
+    values = [word for word in words.split() if word not in choices]
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
-        compose.parse_config(OmegaConf.merge(composed_default(), OmegaConf.from_dotlist(words.split())))
+        compose.parse_config(OmegaConf.merge(composed(*choices), OmegaConf.from_dotlist(values)))
     assert "\n" not in str(caught.value)
 
 

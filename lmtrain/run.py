@@ -38,6 +38,9 @@ from lmtrain.training.trainer import Progress
 
 log = logging.getLogger(__name__)
 
+SAMPLE_PROMPT_TOKENS = 24
+"""How much validation text the sample at the end of a run begins with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -280,15 +283,12 @@ class _Attempt:
         )
 
     def _sample(self) -> str:
-        """Text the trained model makes up, from the start of a document."""
-        tokenizer = self.data.tokenizer
+        """The first tokens of the validation text, and how the trained model goes on."""
+        prompt = [int(token) for token in self.data.val[:SAMPLE_PROMPT_TOKENS]]
         new_ids = generate(
-            self.session.model,
-            [tokenizer.end_id],
-            max_new_tokens=self.config.trainer.sample_tokens,
-            seed=self.config.seed,
+            self.session.model, prompt, max_new_tokens=self.config.trainer.sample_tokens, seed=self.config.seed
         )
-        return tokenizer.decode(new_ids)
+        return self.data.tokenizer.decode([*prompt, *new_ids])
 
     def _show_end(self, result: RunResult) -> None:
         if self.folder.sample.exists():

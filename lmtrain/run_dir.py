@@ -66,12 +66,19 @@ class RunDir:
         return result
 
     def discard_if_unused(self) -> None:
-        """Remove the folder, and parents left empty below the working folder, if no run was started in it."""
-        if self.is_run():
+        """Remove the folder, and parents left empty inside the working folder, if no run was started in it.
+
+        A folder in use by another process stays: its run may not have written anything yet.
+        """
+        if self.is_run() or not self.path.is_dir():
             return
-        (self.path / ".lock").unlink(missing_ok=True)
+        try:
+            with self._lock:
+                (self.path / ".lock").unlink(missing_ok=True)
+        except (Timeout, OSError):
+            return
         for folder in (self.path, *self.path.parents):
-            if not folder.absolute().is_relative_to(Path.cwd()):
+            if Path.cwd() not in folder.absolute().parents:
                 return
             try:
                 folder.rmdir()

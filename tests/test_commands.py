@@ -31,14 +31,6 @@ LONG = (
 NOT_REPEATABLE = ("time", "attempt", "train/tokens_per_second", "train/mfu")
 
 
-DISCARDS_TOO_MUCH = pytest.mark.xfail(
-    strict=True, reason="RunDir.discard_if_unused takes the lock file of another process, and the working folder itself"
-)
-LEAVES_MULTIRUN_YAML = pytest.mark.xfail(
-    strict=True, reason="a multirun without any run leaves its folder with Hydra's multirun.yaml"
-)
-
-
 class Finished(NamedTuple):
     """A run that has ended, and what it printed."""
 
@@ -214,7 +206,6 @@ def test_a_run_starts_from_the_weights_of_another(shell: CommandLine, words: lis
 
 
 @pytest.mark.slow
-@DISCARDS_TOO_MUCH
 def test_of_processes_that_start_together_one_gets_the_folder(shell: CommandLine, words: list[str]) -> None:
     folder = shell.folder / "raced"
     run = [*words, "trainer.max_steps=60", f"hydra.run.dir={folder}"]
@@ -372,14 +363,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory, finished: Finished) -> di
     return told
 
 
-KNOWN = {
-    "run folder in use": DISCARDS_TOO_MUCH,
-    "a grid of wrong points": LEAVES_MULTIRUN_YAML,
-    "a grid of a misspelt key": LEAVES_MULTIRUN_YAML,
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=KNOWN.get(name, ())) for name in REFUSED])
+@pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_told_in_a_line_or_two(name: str, refusals: dict[str, Refusal]) -> None:
     case = refusals[name]
     lines = case.err.splitlines()
@@ -401,13 +385,7 @@ HEAVY = {"torch", "mlflow", "datasets", "optuna", "matplotlib", "pandas"}
 
 @pytest.mark.parametrize(
     ("line", "status"),
-    [
-        ("--help", 0),
-        ("--cfg job", 0),
-        ("model=nanoo", 2),
-        pytest.param("model.num_heads=3", 2, marks=DISCARDS_TOO_MUCH),
-        ("unknownword", 2),
-    ],
+    [("--help", 0), ("--cfg job", 0), ("model=nanoo", 2), ("model.num_heads=3", 2), ("unknownword", 2)],
 )
 def test_help_and_errors_import_nothing_heavy(lmtrain: CommandLine, line: str, status: int) -> None:
     started = time.monotonic()

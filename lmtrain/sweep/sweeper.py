@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config import compose
 from lmtrain.config.schema import TrackingConfig
+from lmtrain.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class SweepSummary(Callback):
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
         comparison = compare(sweep_dir)
         if not comparison.rows:
+            _discard_if_unused(sweep_dir)
             return
         objective = str(config.objective)
         print_table(comparison, objective)
@@ -39,6 +41,13 @@ class SweepSummary(Callback):
             metrics={} if best.result["objective"] is None else {f"best {objective}": best.objective},
             failed=all(row.result["status"] == "failed" for row in comparison.rows),
         )
+
+
+def _discard_if_unused(sweep_dir: Path) -> None:
+    """Remove what Hydra wrote of a multirun in which no run was started."""
+    if sweep_dir.is_dir() and not any(sweep_dir.glob("*/config.yaml")):
+        (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
+        RunDir(sweep_dir).discard_if_unused()
 
 
 # A launcher's worker process unpickles the callback above before it composes anything, and so comes by here.

@@ -1,0 +1,127 @@
+"""All settings of a run together, the rules between groups, and the options by their schemas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lmtrain.config.schema.data import (
+    ByteConfig,
+    CharConfig,
+    DataConfig,
+    PythonStdlibConfig,
+    SentencePieceBpeConfig,
+    TextConfig,
+    TokenizerConfig,
+)
+from lmtrain.config.schema.model import DecoderConfig, ModelConfig
+from lmtrain.config.schema.optimizer import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
+from lmtrain.config.schema.rules import REQUIRED, require, require_fraction, require_positive
+from lmtrain.config.schema.schedule import (
+    ConstantConfig,
+    CosineConfig,
+    CosineRestartsConfig,
+    InverseSqrtConfig,
+    LinearConfig,
+    PlateauConfig,
+    ScheduleConfig,
+    WarmupStableDecayConfig,
+)
+from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, SweepConfig, TrackingConfig
+from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig:
+    """One run. The root keys live here only and are passed to whoever needs them."""
+
+    model: ModelConfig = REQUIRED
+    data: DataConfig = REQUIRED
+    tokenizer: TokenizerConfig = REQUIRED
+    optimizer: OptimizerConfig = REQUIRED
+    schedule: ScheduleConfig = REQUIRED
+    precision: PrecisionConfig = REQUIRED
+    trainer: TrainerConfig = REQUIRED
+    parallel: ParallelConfig = REQUIRED
+    tracking: TrackingConfig = REQUIRED
+    sweep: SweepConfig = REQUIRED
+
+    lr: float = REQUIRED  # peak learning rate, for every optimizer
+    dropout: float = REQUIRED  # embedding, attention and residual dropout
+    batch_size: int = REQUIRED  # sequences an optimizer step
+    seed: int = 0  # everything random in the run follows from it
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    objective: Literal["val/loss", "val/perplexity", "val/bits_per_byte", "train/loss"] = "val/loss"
+    """The metric that best, patience and sweeps minimise, as it stands at an evaluation."""
+    resume: str | None = None  # null, auto, or a run folder to continue
+    force: bool = False  # resume although settings or data differ from those of the run
+    init_from: str | None = None  # run folder whose weights to start from
+
+    def __post_init__(self) -> None:
+        require_positive("", lr=self.lr, batch_size=self.batch_size)
+        require_fraction("", dropout=self.dropout)
+        require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2**63, got {self.seed}")
+        micro = self.trainer.micro_batch_size
+        require(
+            micro == "auto" or micro <= self.batch_size,
+            f"trainer.micro_batch_size ({micro}) must not exceed batch_size ({self.batch_size})",
+        )
+        if isinstance(self.schedule, PlateauConfig) and self.trainer.patience is not None:
+            require(
+                self.trainer.patience > self.schedule.patience,
+                f"trainer.patience ({self.trainer.patience}) must be above schedule.patience "
+                f"({self.schedule.patience}), or the run ends before its rate is lowered",
+            )
+        self._require_ramps()
+
+    def _require_ramps(self) -> None:
+        if self.trainer.batch_size_warmup_steps is not None:
+            initial = self.trainer.initial_batch_size
+            require(
+                initial <= self.batch_size,
+                f"trainer.initial_batch_size ({initial}) must not exceed batch_size ({self.batch_size})",
+            )
+        if self.trainer.seq_len_warmup_steps is not None:
+            initial, full = self.trainer.initial_seq_len, self.data.seq_len
+            require(
+                full % initial == 0 and (full // initial).bit_count() == 1,
+                f"data.seq_len ({full}) must be trainer.initial_seq_len ({initial}) times a power of two",
+            )
+
+
+# Group → name of its bare typed option (`model=_decoder`): what a YAML option names first in its defaults list.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"_decoder": DecoderConfig},
+    "data": {"_python_stdlib": PythonStdlibConfig, "_text": TextConfig},
+    "tokenizer": {"_sentencepiece_bpe": SentencePieceBpeConfig, "_char": CharConfig, "_byte": ByteConfig},
+    "optimizer": {
+        "_adamw": AdamWConfig,
+        "_adam": AdamConfig,
+        "_muon": MuonConfig,
+        "_sgd": SGDConfig,
+        "_lion": LionConfig,
+        "_adafactor": AdafactorConfig,
+    },
+    "schedule": {
+        "_cosine": CosineConfig,
+        "_cosine_restarts": CosineRestartsConfig,
+        "_linear": LinearConfig,
+        "_wsd": WarmupStableDecayConfig,
+        "_constant": ConstantConfig,
+        "_inverse_sqrt": InverseSqrtConfig,
+        "_plateau": PlateauConfig,
+    },
+    "precision": {"_precision": PrecisionConfig},
+    "trainer": {"_trainer": TrainerConfig},
+    "parallel": {"_parallel": ParallelConfig},
+    "tracking": {"_none": NoTrackingConfig, "_mlflow": MlflowConfig},
+    "sweep": {"_sweep": SweepConfig},
+}

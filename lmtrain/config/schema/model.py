@@ -1,0 +1,78 @@
+"""Settings of the architectures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lmtrain.config.schema.rules import REQUIRED, require, require_positive
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Base of every architecture."""
+
+
+@dataclass(kw_only=True)
+class DecoderConfig(ModelConfig):
+    """A decoder-only transformer with pre-normalisation. The vocabulary comes from the tokenizer."""
+
+    d_model: int = REQUIRED  # width of the residual stream
+    num_layers: int = REQUIRED  # number of blocks
+    num_heads: int = REQUIRED  # query heads
+    num_kv_heads: int | None = None  # key and value heads; None: as many as num_heads
+    d_ff: int | None = None  # hidden width of the feed-forward; None: 4 d_model, gated 8/3 d_model (to 64s)
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"  # normalisation before each sublayer and at the end
+    norm_eps: float = 1e-6  # added to the variance
+    position: Literal["rotary", "learned"] = "rotary"  # how tokens know where they are
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    activation: Literal["swiglu", "geglu", "gelu", "relu2"] = "swiglu"  # of the feed-forward
+    qk_norm: bool = False  # RMS-normalise queries and keys per head
+    tie_embeddings: bool = True  # one matrix for input and output embedding
+    init_std: float = 0.02  # standard deviation of every matrix at the start
+    output_init: Literal["depth_scaled", "zero"] = "depth_scaled"  # matrices that write to the residual stream
+
+    def __post_init__(self) -> None:
+        require_positive(
+            "model.",
+            d_model=self.d_model,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            d_ff=self.d_ff,
+            norm_eps=self.norm_eps,
+            rope_theta=self.rope_theta,
+            init_std=self.init_std,
+        )
+        require(
+            self.d_model % self.num_heads == 0,
+            f"model.d_model ({self.d_model}) must be divisible by model.num_heads ({self.num_heads})",
+        )
+        require(
+            self.num_heads % self.kv_heads == 0,
+            f"model.num_heads ({self.num_heads}) must be divisible by model.num_kv_heads ({self.kv_heads})",
+        )
+        require(
+            self.position != "rotary" or self.head_dim % 2 == 0,
+            f"model.position=rotary needs an even head width, got d_model / num_heads = {self.head_dim}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward multiplies two projections."""
+        return self.activation in ("swiglu", "geglu")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Hidden width of the feed-forward; the default keeps gated and plain ones about equally large."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return -(-8 * self.d_model // 3 // 64) * 64 if self.gated else 4 * self.d_model

@@ -293,7 +293,9 @@ class _Attempt:
     def _show_end(self, result: RunResult) -> None:
         if self.folder.sample.exists():
             log.info(
-                "\nsample\n%s\n", textwrap.indent(self.folder.sample.read_text().strip("\n"), "  | ", lambda _: True)
+                "\nsample: %d tokens of validation text, then the model's own\n%s\n",
+                SAMPLE_PROMPT_TOKENS,
+                textwrap.indent(self.folder.sample.read_text(encoding="utf-8").strip("\n"), "  | ", lambda line: True),
             )
         log.info(
             "%s  %d steps, %.2f M tokens in %s, %s of them training",

@@ -39,6 +39,8 @@ class Script:
         self.on_step: Callable[[int], None] = lambda step: None
         self.bad_steps: set[int] = set()
         self.overflows: set[int] = set()
+        self.loss_of: Callable[[int], float] = lambda step: 1.0
+        self.states: list[dict[str, Any]] = []
         self._val_losses = iter(val_losses)
         config = TrainerConfig(**({"max_steps": total_steps, "eval_every": 2, "log_every": 1} | settings))
         self.trainer = Trainer(
@@ -65,9 +67,12 @@ class Script:
         step = self.steps_made[-1]
         self.on_step(step)
         bad = step in self.bad_steps or step in self.overflows
-        return StepOutcome(torch.tensor(math.nan if bad else 1.0), torch.tensor(1.0), not bad, step in self.overflows)
+        return StepOutcome(
+            torch.tensor(math.nan if bad else self.loss_of(step)), torch.tensor(1.0), not bad, step in self.overflows
+        )
 
-    def save(self, checkpoint: object, *, step: int, best: bool) -> None:
+    def save(self, checkpoint: Any, *, step: int, best: bool) -> None:
+        self.states.append(checkpoint)
         self.saved.append((step, best))
 
     def wait(self) -> None:
@@ -99,6 +104,25 @@ def test_logged_rate_is_that_of_the_step_made() -> None:
     script = Script([1.0], total_steps=4, eval_every=100)
     script.fit()
     assert [r["train/lr"] for r in script.records if "train/lr" in r] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_logged_loss_is_the_mean_since_the_latest_record() -> None:
+    script = Script([1.0], total_steps=7, eval_every=100, log_every=3)
+    script.loss_of = lambda step: float(step)
+    script.bad_steps = {4}  # a dropped step has no loss to count
+    script.fit()
+    assert [r["train/loss"] for r in script.records if "train/loss" in r] == [1.0, 4.0, 6.0]
+
+
+def test_the_mean_goes_on_over_a_checkpoint() -> None:
+    script = Script([1.0], total_steps=6, eval_every=100, log_every=4, checkpoint_every=2)
+    script.loss_of = lambda step: float(step)
+    script.fit()
+    [first, *_] = script.states
+    resumed = Script([1.0], total_steps=6, eval_every=100, log_every=4, progress=Progress(**first))
+    resumed.loss_of = lambda step: float(step)
+    resumed.fit()
+    assert (first["step"], resumed.records[0]["train/loss"]) == (2, (0 + 1 + 2 + 3) / 4)
 
 
 def test_the_last_step_is_evaluated_whatever_the_interval() -> None:

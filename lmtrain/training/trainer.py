@@ -48,6 +48,8 @@ class Progress:
     lr_reductions: int = 0  # made by the plateau schedule
     nonfinite_steps: int = 0  # dropped in all
     nonfinite_in_a_row: int = 0
+    loss_sum: float = 0.0  # of the steps since the latest record, as of the checkpoint
+    loss_steps: int = 0
 
 
 class Stopwatch:
@@ -105,6 +107,8 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self._latest: dict[str, float] = {}
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
+        self._loss_sum = torch.tensor(progress.loss_sum)  # moves to the device with the first loss added
+        self._loss_steps = progress.loss_steps
 
     def fit(self, stop: StopRequest) -> str:
         """Train; returns the status: completed, early_stopped, diverged, out_of_memory or interrupted.
@@ -127,17 +131,22 @@ class Trainer:
             if self._diverged(outcome):
                 return "diverged"
             done = self.progress.step
-            ending = done == self.total_steps or stop.signal is not None
-            if ending or done % self.config.log_every == 0:
+            interrupted = stop.signal is not None and done < self.total_steps
+            if done == self.total_steps or done % self.config.log_every == 0:
                 self._log_step(outcome)
             improved = False
             if done == self.total_steps or done % self.config.eval_every == 0:
                 improved = self._evaluate()
-            if ending or improved or done % (self.config.checkpoint_every or self.config.eval_every) == 0:
+            if (
+                interrupted
+                or improved
+                or done == self.total_steps
+                or done % (self.config.checkpoint_every or self.config.eval_every) == 0
+            ):
                 self._save(improved)
             if self._out_of_patience():
                 return "early_stopped"
-            if stop.signal is not None and done < self.total_steps:
+            if interrupted:
                 return "interrupted"
         return "completed"
 
@@ -146,6 +155,9 @@ class Trainer:
         batch = self.batches[step]
         outcome = self.step(batch, self._lr(step))
         dropped = 0 if outcome.applied or outcome.overflow else 1
+        if outcome.applied:
+            self._loss_sum = outcome.loss + self._loss_sum.to(outcome.loss.device)
+            self._loss_steps += 1
         self.progress = replace(
             self.progress,
             step=step + 1,
@@ -169,7 +181,9 @@ class Trainer:
         return self.progress.nonfinite_in_a_row >= allowed
 
     def _log_step(self, outcome: StepOutcome) -> None:
-        loss = outcome.loss.item()  # waits for the device, so the watch is read after the work
+        """Record the mean loss of the steps since the latest record, and how the step at hand went."""
+        loss = (self._loss_sum / self._loss_steps).item()  # waits for the device; NaN if every step was dropped
+        self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
         seconds, tokens = self.stopwatch.seconds, self.progress.tokens
         before_seconds, before_tokens = self._logged
         self._logged = (seconds, tokens)
@@ -212,7 +226,8 @@ class Trainer:
 
     def _save(self, best: bool) -> None:
         with self.stopwatch.paused():
-            self.checkpoints.save(self.capture(asdict(self.progress)), step=self.progress.step, best=best)
+            state = asdict(self.progress) | {"loss_sum": self._loss_sum.item(), "loss_steps": self._loss_steps}
+            self.checkpoints.save(self.capture(state), step=self.progress.step, best=best)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience

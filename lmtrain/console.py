@@ -33,7 +33,7 @@ class ProgressLine:
             unit="step",
             disable=not self.terminal,
             dynamic_ncols=True,
-            bar_format="{desc}{n_fmt}/{total_fmt} |{bar:20}| {postfix}{elapsed}<{remaining}",
+            bar_format="{desc}{n_fmt}/{total_fmt} |{bar:20}| {elapsed}<{remaining}{postfix}",
             desc=f"{label} " if label else "",
         )
         self._stack = contextlib.ExitStack()

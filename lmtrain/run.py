@@ -77,12 +77,12 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
     if config.resume is None:
         if folder.is_run():
             raise RunFolderError(
-                f"{folder.path} already holds a run; continue it with resume={folder.path} or choose another folder"
+                f"{folder} already holds a run; continue it with resume={folder} or choose another folder"
             )
         return False
     there = CheckpointFolder(folder.checkpoints).has_any()
     if not there and folder.is_run():
-        log.warning("%s has no checkpoint yet: starting it again from step 0", folder.path)
+        log.warning("%s has no checkpoint yet: starting it again from step 0", folder)
     if there and not config.force:
         _refuse_differences(folder, resume_differences(folder.config.read_text(encoding="utf-8"), config))
     return there
@@ -91,7 +91,7 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
 def _refuse_differences(folder: RunDir, differences: list[str]) -> None:
     if differences:
         raise RunFolderError(
-            f"{folder.path} cannot be continued otherwise than it was begun: {'; '.join(differences)}\n"
+            f"{folder} cannot be continued otherwise than it was begun: {'; '.join(differences)}\n"
             "change only its budget or what it logs, or add force=true to go on all the same"
         )
 
@@ -150,7 +150,7 @@ class _Attempt:
                 result = self._finish(status, error, tracker)
         if stop.signal is not None and status == "interrupted":
             raise Interrupted(
-                f"stopped by {stop.signal.name} at step {result.step}; go on with resume={self.folder.path}",
+                f"stopped by {stop.signal.name} at step {result.step}; go on with resume={self.folder}",
                 stop.signal,
             )
         return result
@@ -158,9 +158,9 @@ class _Attempt:
     def _nothing_left(self) -> RunResult:
         log.info(
             "%s is complete at step %d; to go on, give it more: resume=%s trainer.max_steps=N",
-            self.folder.path,
+            self.folder,
             self.progress.step,
-            self.folder.path,
+            self.folder,
         )
         return self._result("completed")
 
@@ -217,7 +217,7 @@ class _Attempt:
             self.config.batch_size,
             self.config.data.seq_len,
         )
-        log.info("folder  %s", self.folder.path)
+        log.info("folder  %s", self.folder)
 
     def _train(self, tracker: Tracker, stop: StopRequest) -> str:
         label = self.folder.path.name if self.origin.sweep_dir is not None else ""

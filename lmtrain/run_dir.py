@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ class RunDir:
         self.sample = path / "sample.txt"
         self.git_diff = path / "git.diff"
         self._lock = FileLock(path / ".lock", timeout=0)
+
+    def __str__(self) -> str:
+        """The path for messages: from the working folder if it is below, to be pasted into the next command."""
+        return os.path.relpath(self.path) if self.path.absolute().is_relative_to(Path.cwd()) else str(self.path)
 
     def artifacts(self) -> list[Path]:
         """The small files that tell of a run, those that are there."""

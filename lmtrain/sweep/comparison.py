@@ -67,7 +67,7 @@ def compare(sweep_dir: Path) -> Comparison:
 
 
 def print_table(comparison: Comparison, objective_name: str) -> None:
-    """Print the table for people; long settings are folded, never cut."""
+    """Print the table for people: numbers are rounded, `comparison.csv` has them whole."""
     table = Table(title=f"{len(comparison.rows)} runs by {objective_name}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("run", *comparison.swept):
         table.add_column(heading, overflow="fold")
@@ -77,7 +77,7 @@ def print_table(comparison: Comparison, objective_name: str) -> None:
         metrics = row.result["metrics"]
         table.add_row(
             row.folder.path.name,
-            *(row.settings.get(key, "") for key in comparison.swept),
+            *(_short(row.settings.get(key, "")) for key in comparison.swept),
             _number(row.result["objective"], 4),
             _number(metrics.get("val/bits_per_byte"), 4),
             str(row.result["step"]),
@@ -97,7 +97,7 @@ def write_files(comparison: Comparison, sweep_dir: Path, objective_name: str) ->
     swept = comparison.swept
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", *swept, objective_name, *MEASURED, "best_step", "step", "tokens", "seconds", "status"])
+        writer.writerow(["run", *swept, "objective", *MEASURED, "best_step", "step", "tokens", "seconds", "status"])
         for row in comparison.rows:
             result = row.result
             measured = (result["metrics"].get(name) for name in MEASURED)
@@ -129,6 +129,12 @@ def _pictures(comparison: Comparison, folder: Path, objective_name: str) -> Iter
 
 def _label(row: RunRow, swept: list[str]) -> str:
     return " ".join(f"{key}={row.settings[key]}" for key in swept if key in row.settings) or row.folder.path.name
+
+
+def _short(word: str) -> str:
+    """A word of the command line for people: numbers to four digits."""
+    value = _value(word)
+    return word if isinstance(value, str) else f"{value:.4g}"
 
 
 def _value(word: str) -> float | str:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from lmtrain.commands import COMMANDS, load_command
 from lmtrain.config import compose
-from lmtrain.config.explain import COMPOSITION_ERRORS, explain
+from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, explain
 from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG
 from lmtrain.config.schema import SCHEMAS
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError, RunFolderError
@@ -101,8 +101,11 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone; nothing may be written there at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # of the request: what goes wrong in a run arrives as LmtrainError
+    except REQUEST_ERRORS as error:  # what goes wrong in a run arrives as LmtrainError
         return _fail(error, explain(error), 2, show_traceback)
+    except Exception:  # a bug of ours
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -23,6 +23,9 @@ from lmtrain.errors import LmtrainError
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
 """What Hydra and OmegaConf raise for a request that cannot be composed."""
 
+REQUEST_ERRORS = (*COMPOSITION_ERRORS, MarkedYAMLError, OSError, ValueError)
+"""... and what else comes of a request: unreadable files, flags that exclude each other."""
+
 
 def explain(error: BaseException) -> str:
     """One or two lines for an error of a request, before any run has started."""

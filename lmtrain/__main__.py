@@ -41,6 +41,9 @@ def task(config: DictConfig) -> float:
     """One run, as Hydra calls it; returns the objective, which an Optuna sweeper minimises."""
     job = compose.current_job()
     try:
+        if job.moved_from is not None:
+            os.chdir(job.moved_from)
+            raise ConfigError("hydra.job.chdir=true is not supported: paths are relative to the folder you are in")
         return _run_job(config, job)
     except (LmtrainError, *COMPOSITION_ERRORS) as error:
         if job.sweep_dir is not None and not isinstance(error, Interrupted):
@@ -87,7 +90,13 @@ def _run(arguments: list[str]) -> int:
                 return load_command(arguments[0])(arguments[1:])
             words = _parse(arguments)
             compose.register()
+            _refuse_emptied_groups(words.overrides)
             config_path, config_name = _primary_config(words.overrides)
+            if words.multirun and config_name == SAVED_CONFIG:
+                raise ConfigError(
+                    "resume=RUN continues one run in place; a multirun over its settings is --multirun "
+                    "--config-dir RUN --config-name config, a multirun goes on with resume=auto sweep.name=NAME"
+                )
             if SAVED_CONFIG in (config_name, words.config_name):
                 _refuse_choices(words.overrides)
             start = hydra.main(config_path=config_path, config_name=config_name, execution_whitelist=TRUSTED_TARGETS)
@@ -124,12 +133,25 @@ def _primary_config(overrides: list[str]) -> tuple[str | None, str]:
     """Folder and name of the config to start from: the shipped one, or that of the run `resume=RUN` names."""
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == "resume" and value not in ("null", "auto", ""):
+        if key.lstrip("+") != "resume":
+            continue
+        if not value.strip("'\""):
+            raise ConfigError("resume= names no run folder; write resume=RUN or resume=auto, or leave it out")
+        if value not in ("null", "auto"):
             run_dir = Path(value).expanduser().absolute()
             if not (run_dir / f"{SAVED_CONFIG}.yaml").is_file():
                 raise RunFolderError(f"resume={value}: there is no run folder {value} (it would hold config.yaml)")
             return str(run_dir), SAVED_CONFIG
     return None, PRIMARY_CONFIG
+
+
+def _refuse_emptied_groups(overrides: list[str]) -> None:
+    """Every group needs an option; Hydra's own message for none does not name the group."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("~+")
+        if group in SCHEMAS and (key.startswith("~") or value == "null"):
+            raise ConfigError(f"{override}: {group} must be one of {', '.join(compose.group_options(group))}")
 
 
 def _refuse_choices(overrides: list[str]) -> None:

@@ -254,17 +254,23 @@ class _Attempt:
             "environment": describe_environment(),
         }
         write_atomically(self.folder.result, json.dumps(_finite(asdict(result) | details), indent=2))
-        plots = plot_run(read_metrics(self.folder.metrics), self.folder.plots) if self.folder.metrics.exists() else []
-        if status in ("completed", "early_stopped"):
+        try:
+            self._write_pictures_and_sample(result)
+        finally:  # whatever happens to those, the tracker hears how the run ended
+            for path in self.folder.artifacts():
+                tracker.log_artifact(path)
+            for path in sorted(self.folder.plots.glob("*.png")):
+                tracker.log_artifact(path, "plots")
+            tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
+        return result
+
+    def _write_pictures_and_sample(self, result: RunResult) -> None:
+        if self.folder.metrics.exists():
+            plot_run(read_metrics(self.folder.metrics), self.folder.plots)
+        if result.status in ("completed", "early_stopped"):
             if self.config.trainer.sample_tokens:
                 self.folder.write_texts({self.folder.sample.name: self._sample()})
             self._show_end(result)
-        for path in self.folder.artifacts():
-            tracker.log_artifact(path)
-        for path in plots:
-            tracker.log_artifact(path, "plots")
-        tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
-        return result
 
     def _deadline(self) -> float | None:
         limit = self.config.trainer.time_limit

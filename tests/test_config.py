@@ -319,7 +319,7 @@ def changed(*words: str) -> dict[str, Any]:
         composed = hydra.compose(PRIMARY_CONFIG, list(words), return_hydra_config=True)
         HydraConfig.instance().set_config(composed)
         choices = {str(group): str(option) for group, option in composed.hydra.runtime.choices.items()}
-        job = compose.Job(run_dir=Path("run"), sweep_dir=None, overrides=words, choices=choices)
+        job = compose.Job(run_dir=Path("run"), sweep_dir=None, overrides=words, choices=choices, moved_from=None)
         return compose.changed_settings(settings_of(composed), job)
 
 

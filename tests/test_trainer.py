@@ -31,6 +31,7 @@ class Script:
         total_steps: int = 10,
         schedule: ScheduleConfig | None = None,
         progress: Progress | None = None,
+        objective: str = "val/loss",
         **settings: Any,
     ) -> None:
         self.records: list[dict[str, float]] = []
@@ -53,7 +54,7 @@ class Script:
             evaluate=lambda: {"val/loss": next(self._val_losses)},
             capture=lambda state: state,  # type: ignore[arg-type, return-value]
             checkpoints=self,  # type: ignore[arg-type]
-            objective="val/loss",
+            objective=objective,
             record=self.records.append,
             progress=progress or Progress(),
         )
@@ -234,6 +235,18 @@ def test_a_second_interrupt_stops_at_once() -> None:
         script.fit()
     assert script.trainer.progress.step == 0
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_training_loss_as_objective_is_that_of_the_evaluated_step() -> None:
+    script = Script([9.0] * 5, eval_every=2, log_every=5, objective="train/loss")
+    script.loss_of = lambda step: 10.0 - step
+    assert script.fit() == "completed"
+    assert script.trainer.progress.best_score == 1.5  # the mean of the last two steps
+    assert script.trainer.progress.best_step == 10
+
+
+def test_a_run_that_ends_on_a_loss_that_is_not_finite_has_diverged() -> None:
+    assert Script([1.0, math.nan], total_steps=4).fit() == "diverged"
 
 
 def test_out_of_memory_is_a_status() -> None:

@@ -129,6 +129,7 @@ class Job:
     sweep_dir: Path | None  # None: not part of a multirun
     overrides: tuple[str, ...]  # as typed or chosen by the sweeper, without those of Hydra itself
     choices: Mapping[str, str]  # option of each group
+    moved_from: Path | None  # the working folder, if Hydra has changed it
 
 
 def current_job() -> Job:
@@ -138,6 +139,7 @@ def current_job() -> Job:
         run_dir=Path(hydra.runtime.output_dir),
         sweep_dir=Path(hydra.sweep.dir).absolute() if hydra.mode == RunMode.MULTIRUN else None,
         overrides=tuple(str(override) for override in hydra.overrides.task),
+        moved_from=Path(hydra.runtime.cwd) if hydra.job.chdir else None,
         choices={str(group): str(option) for group, option in hydra.runtime.choices.items()},
     )
 

@@ -30,13 +30,14 @@ def to_yaml(config: ExperimentConfig) -> str:
 
 
 FREE_ON_RESUME = frozenset(
-    f"trainer.{name}"
-    for name in (
-        *("max_steps", "max_epochs", "max_tokens", "time_limit", "patience", "min_delta"),
-        *("eval_every", "eval_batches", "log_every", "checkpoint_every", "keep_checkpoints", "sample_tokens"),
-    )
+    [
+        *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.time_limit"),
+        *("trainer.patience", "trainer.min_delta", "trainer.eval_every", "trainer.eval_batches"),
+        *("trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.sample_tokens"),
+        *("data.path", "data.cache_dir"),
+    ]
 )
-"""Settings a resumed run may change: its budget, and how it is watched."""
+"""Settings a resumed run may change: its budget, how it is watched, where the same text lies (its sum is checked)."""
 
 
 def resume_differences(saved_text: str, config: ExperimentConfig) -> list[str]:

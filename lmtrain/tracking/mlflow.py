@@ -143,7 +143,7 @@ class MlflowRun:
 
 def open_run(config: MlflowConfig, info: RunInfo, start_time: float) -> MlflowRun:
     """Create the MLflow run, or continue the run folder's own; send what it lacks of the past."""
-    client, experiment_id = _connect(config)
+    client, experiment_id = _connect(config, info.folder / RUN_FILE)
     tags = {**_origin_tags(), "attempt": str(info.attempt), **info.tags}
     if info.sweep_folder is not None:
         tags["mlflow.parentRunId"] = _open_parent(client, experiment_id, info.sweep_folder, info.sweep_name)
@@ -174,7 +174,7 @@ def finish_parent(
 
     def work() -> None:
         try:
-            client, _ = _connect(config)
+            client, _ = _connect(config, run_file)
             run = MlflowRun(client, json.loads(run_file.read_text())["run_id"])
             for path in artifacts:
                 run.log_artifact(path)
@@ -189,9 +189,13 @@ def finish_parent(
         _log.warning("MLflow did not take the sweep's parent run within %g s", config.close_timeout)
 
 
-def tracking_uri(config: MlflowConfig) -> str:
-    """The config's address, else MLFLOW_TRACKING_URI, else a database in this folder; files made absolute."""
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+def tracking_uri(config: MlflowConfig, run_file: Path | None = None) -> str:
+    """The config's address, else MLFLOW_TRACKING_URI, else where `run_file` says the run is, else a database here.
+
+    Files are made absolute. So a run that is resumed from another folder goes on in its own store.
+    """
+    known = json.loads(run_file.read_text())["uri"] if run_file is not None and run_file.exists() else None
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or known or "sqlite:///mlflow.db"
     path = _sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
 
@@ -207,7 +211,7 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) and uri != prefix else None
 
 
-def _connect(config: MlflowConfig) -> tuple[MlflowClient, str]:
+def _connect(config: MlflowConfig, run_file: Path) -> tuple[MlflowClient, str]:
     """A client, and the id of the experiment, created when missing."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -217,7 +221,7 @@ def _connect(config: MlflowConfig) -> tuple[MlflowClient, str]:
         # What they have to say reaches us as exceptions; their own lines would break the progress bar.
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    uri = tracking_uri(config)
+    uri = tracking_uri(config, run_file)
     database = _sqlite_path(uri)
     if database is None:
         client = MlflowClient(uri)

@@ -132,11 +132,12 @@ class Trainer:
                 return "diverged"
             done = self.progress.step
             interrupted = stop.signal is not None and done < self.total_steps
-            if done == self.total_steps or done % self.config.log_every == 0:
+            evaluating = done == self.total_steps or done % self.config.eval_every == 0
+            # A training loss that is the objective must be that of the step evaluated.
+            wanted = evaluating and self.objective.startswith("train/")
+            if wanted or done == self.total_steps or done % self.config.log_every == 0:
                 self._log_step(outcome)
-            improved = False
-            if done == self.total_steps or done % self.config.eval_every == 0:
-                improved = self._evaluate()
+            improved = evaluating and self._evaluate()
             if (
                 interrupted
                 or improved
@@ -148,7 +149,7 @@ class Trainer:
                 return "early_stopped"
             if interrupted:
                 return "interrupted"
-        return "completed"
+        return "completed" if math.isfinite(self._latest.get(self.objective, 0.0)) else "diverged"
 
     def _advance(self) -> StepOutcome:
         step = self.progress.step

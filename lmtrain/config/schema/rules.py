@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lmtrain.errors import ConfigError
@@ -16,9 +17,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_positive(group: str, **values: float | None) -> None:
-    """Every given value must be greater than zero; None means "not set" and passes."""
+    """Every given value must be greater than zero and finite; None means "not set" and passes."""
     for name, value in values.items():
-        require(value is None or value > 0, f"{group}{name} must be positive, got {value}")
+        require(value is None or 0 < value < math.inf, f"{group}{name} must be positive, got {value}")
 
 
 def require_fraction(group: str, **values: float) -> None:

@@ -38,3 +38,5 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.name.strip()), "sweep.name must not be empty")
+        inside = not self.name.startswith("/") and ".." not in self.name.split("/")
+        require(inside, f"sweep.name must stay inside multirun/, got {self.name}; hydra.sweep.dir=PATH goes elsewhere")

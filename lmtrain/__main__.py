@@ -10,7 +10,6 @@ import math
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -20,9 +19,8 @@ from omegaconf import DictConfig
 from lmtrain.commands import COMMANDS, load_command
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, explain
-from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG
-from lmtrain.config.schema import SCHEMAS
-from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError, RunFolderError
+from lmtrain.config.saved import SAVED_CONFIG
+from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
 from lmtrain.origin import Origin
 from lmtrain.run_dir import RunDir
 
@@ -90,15 +88,13 @@ def _run(arguments: list[str]) -> int:
                 return load_command(arguments[0])(arguments[1:])
             words = _parse(arguments)
             compose.register()
-            _refuse_emptied_groups(words.overrides)
-            config_path, config_name = _primary_config(words.overrides)
+            config_path, config_name = compose.primary_config(words.overrides)
             if words.multirun and config_name == SAVED_CONFIG:
                 raise ConfigError(
                     "resume=RUN continues one run in place; a multirun over its settings is --multirun "
                     "--config-dir RUN --config-name config, a multirun goes on with resume=auto sweep.name=NAME"
                 )
-            if SAVED_CONFIG in (config_name, words.config_name):
-                _refuse_choices(words.overrides)
+            compose.refuse_groups(words.overrides, saved=SAVED_CONFIG in (config_name, words.config_name))
             start = hydra.main(config_path=config_path, config_name=config_name, execution_whitelist=TRUSTED_TARGETS)
             start(task)()
         except _PastHydra as carrier:
@@ -127,41 +123,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     return parser.parse_intermixed_args(arguments)
-
-
-def _primary_config(overrides: list[str]) -> tuple[str | None, str]:
-    """Folder and name of the config to start from: the shipped one, or that of the run `resume=RUN` names."""
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.lstrip("+") != "resume":
-            continue
-        if not value.strip("'\""):
-            raise ConfigError("resume= names no run folder; write resume=RUN or resume=auto, or leave it out")
-        if value not in ("null", "auto"):
-            run_dir = Path(value).expanduser().absolute()
-            if not (run_dir / f"{SAVED_CONFIG}.yaml").is_file():
-                raise RunFolderError(f"resume={value}: there is no run folder {value} (it would hold config.yaml)")
-            return str(run_dir), SAVED_CONFIG
-    return None, PRIMARY_CONFIG
-
-
-def _refuse_emptied_groups(overrides: list[str]) -> None:
-    """Every group needs an option; Hydra's own message for none does not name the group."""
-    for override in overrides:
-        key, _, value = override.partition("=")
-        group = key.lstrip("~+")
-        if group in SCHEMAS and (key.startswith("~") or value == "null"):
-            raise ConfigError(f"{override}: {group} must be one of {', '.join(compose.group_options(group))}")
-
-
-def _refuse_choices(overrides: list[str]) -> None:
-    """A saved config states every setting, and they would win over those an option brings."""
-    for override in overrides:
-        key, _, _ = override.partition("=")
-        if key in (*SCHEMAS, "experiment"):
-            raise ConfigError(
-                f"{override}: a run's own config takes settings such as lr=... or model.d_ff=..., no options"
-            )
 
 
 def _fail(error: Exception, message: str, status: int, show_traceback: bool) -> int:

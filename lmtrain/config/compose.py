@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -22,9 +23,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.saved import PRIMARY_CONFIG, RUN_GROUPS
+from lmtrain.config.saved import PRIMARY_CONFIG, RUN_GROUPS, SAVED_CONFIG
 from lmtrain.config.schema import SCHEMAS, ExperimentConfig
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, RunFolderError
 
 
 def config_dir() -> Path:
@@ -93,6 +94,54 @@ Settings (key=value, group.key=value)
 $CONFIG
 Flags of Hydra: --hydra-help. Shell completion: eval "$$(lmtrain -sc install=bash)"
 """
+
+
+def compose_config(overrides: Sequence[str], run: Path | None = None) -> ExperimentConfig:
+    """The checked settings that a training command of these words would have; for the commands that are not Hydra's.
+
+    With `run`, those of that run folder, changed by the words. Raises LmtrainError, or an error that `explain` puts
+    into words.
+    """
+    register()
+    folder, name = primary_config(overrides) if run is None else _saved_config(run)
+    refuse_groups(overrides, saved=name == SAVED_CONFIG)
+    with initialize_config_dir(folder or str(config_dir())):
+        return parse_config(compose(name, list(overrides)))
+
+
+def primary_config(overrides: Sequence[str]) -> tuple[str | None, str]:
+    """Folder and name of the config to start from: the shipped one, or that of the run `resume=RUN` names."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") != "resume":
+            continue
+        if not value.strip("'\""):
+            raise ConfigError("resume= names no run folder; write resume=RUN or resume=auto, or leave it out")
+        if value not in ("null", "auto"):
+            return _saved_config(Path(value).expanduser(), f"{override}: ")
+    return None, PRIMARY_CONFIG
+
+
+def _saved_config(run: Path, typed: str = "") -> tuple[str, str]:
+    if not (run / f"{SAVED_CONFIG}.yaml").is_file():
+        raise RunFolderError(f"{typed}there is no run folder {run} (it would hold config.yaml)")
+    return str(run.absolute()), SAVED_CONFIG
+
+
+def refuse_groups(overrides: Sequence[str], *, saved: bool) -> None:
+    """Raise ConfigError for what Hydra would take, or refuse without naming the group.
+
+    Every group needs an option. A `saved` config states every setting, and they would win over those an option brings.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        group = key.lstrip("~+")
+        if group in SCHEMAS and (key.startswith("~") or value == "null"):
+            raise ConfigError(f"{override}: {group} must be one of {', '.join(group_options(group))}")
+        if saved and key in (*SCHEMAS, "experiment"):
+            raise ConfigError(
+                f"{override}: a run's own config takes settings such as lr=... or model.d_ff=..., no options"
+            )
 
 
 def parse_config(config: DictConfig) -> ExperimentConfig:

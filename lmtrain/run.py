@@ -231,7 +231,7 @@ class _Attempt:
             line.show(complete)
             self.latest |= measured
 
-        trainer = self.session.trainer(self.folder.checkpoints, record, self.progress)
+        trainer = self.session.trainer(self.folder.checkpoints, record, self.progress, str(self.folder))
         with contextlib.closing(metrics), line, stop:
             try:
                 return trainer.fit(stop)

@@ -26,7 +26,10 @@ from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
 from lmtrain.training.schedules import warmup_length
 from lmtrain.training.step import TrainingStep
-from lmtrain.training.trainer import Progress, Trainer
+from lmtrain.training.trainer import Judge, Progress, Trainer
+
+EVAL_BATCH_SEQUENCES = 8
+"""Sequences in each of `trainer.eval_batches`: runs of every batch size are evaluated on the same text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +78,14 @@ class Session:
             forward=self.forward,
         )
 
-    def trainer(self, checkpoints: Path, record: Callable[[dict[str, float]], None], progress: Progress) -> Trainer:
-        """The loop over these parts, from `progress` on."""
+    def trainer(
+        self,
+        checkpoints: Path,
+        record: Callable[[dict[str, float]], None],
+        progress: Progress,
+        run_name: str = "RUN",
+    ) -> Trainer:
+        """The loop over these parts, from `progress` on; `run_name` is the run folder in messages."""
         return Trainer(
             config=self.config.trainer,
             schedule=self.config.schedule,
@@ -95,12 +104,13 @@ class Session:
             objective=self.config.objective,
             record=record,
             progress=progress,
+            run_name=run_name,
         )
 
 
 def build_session(config: ExperimentConfig, data: PreparedData, precision: Precision) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together."""
-    batches = _train_batches(config, data)
+    batches = train_batches(config, data)
     total_steps = count_steps(config, batches)
     warmup_length(config.schedule, total_steps)  # refused here if it is too long
     torch.manual_seed(config.seed)
@@ -129,19 +139,16 @@ def build_session(config: ExperimentConfig, data: PreparedData, precision: Preci
         forward=forward,
         step=step,
         batches=batches,
-        val_batches=EvalBatches(
-            data.val,
-            seq_len=config.data.seq_len,
-            batch_size=config.batch_size,
-            max_batches=config.trainer.eval_batches,
-        ),
+        val_batches=_val_batches(config, data),
         val_bytes_per_token=data.val_bytes_per_token,
         data_fingerprint=data.fingerprint,
         total_steps=total_steps,
     )
 
 
-def _train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
+def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
+    """What the steps of a run train on. Raises DataError if the text is shorter than a sequence."""
+
     def ramp(initial: int, steps: int | None) -> Ramp | None:
         return None if steps is None else Ramp(initial=initial, steps=steps)
 
@@ -154,6 +161,12 @@ def _train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches
         batch_size_ramp=ramp(trainer.initial_batch_size, trainer.batch_size_warmup_steps),
         seq_len_ramp=ramp(trainer.initial_seq_len, trainer.seq_len_warmup_steps),
     )
+
+
+def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
+    seq_len, batches = config.data.seq_len, config.trainer.eval_batches
+    end = None if batches is None else batches * EVAL_BATCH_SEQUENCES * seq_len + 1
+    return EvalBatches(data.val[:end], seq_len=seq_len, batch_size=config.batch_size)
 
 
 def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:

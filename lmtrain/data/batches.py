@@ -79,19 +79,27 @@ class TrainBatches:
         return self._sizes.steps_for(sequences)
 
     def __getitem__(self, step: int) -> Batch:
-        if step < 0:
-            raise IndexError(f"step must not be negative, got {step}")
-        first, end = self._sizes.before(step), self._sizes.before(step + 1)
-        starts = np.array([self._start(sequence) for sequence in range(first, end)])
-        positions = starts[:, None] + np.arange(self._seq_len + 1)
-        windows = torch.from_numpy(self._tokens.take(positions, mode="wrap").astype(np.int64))
-        length = sequence_length(step, self._seq_len, self._seq_len_ramp)
+        windows = torch.from_numpy(self._tokens.take(self.positions(step), mode="wrap").astype(np.int64))
+        rows, length = windows.shape[0], windows.shape[1] - 1
         return Batch(
-            windows[:, :-1].contiguous().view(-1, length),
-            windows[:, 1:].contiguous().view(-1, length),
-            num_targets=(end - first) * self._seq_len,
+            windows[:, :-1].contiguous(),
+            windows[:, 1:].contiguous(),
+            num_targets=rows * length,
             rows_per_sequence=self._seq_len // length,
         )
+
+    def sequences(self, step: int) -> range:
+        """The numbers of a step's sequences, counted from the beginning of the run."""
+        if step < 0:
+            raise IndexError(f"step must not be negative, got {step}")
+        return range(self._sizes.before(step), self._sizes.before(step + 1))
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Where a step's tokens lie on the ring, (B, T + 1): the inputs of each row and its last target."""
+        length = sequence_length(step, self._seq_len, self._seq_len_ramp)
+        starts = np.array([self._start(sequence) for sequence in self.sequences(step)])
+        rows = starts[:, None] + np.arange(0, self._seq_len, length)
+        return rows.reshape(-1, 1) + np.arange(length + 1)
 
     def _start(self, sequence: int) -> int:
         epoch, place = divmod(sequence, self.num_windows)
@@ -114,14 +122,13 @@ class EvalBatches:
     The last window is filled up with inputs 0 and targets IGNORED; the last batch may have fewer rows.
     """
 
-    def __init__(self, tokens: TokenArray, *, seq_len: int, batch_size: int, max_batches: int | None = None) -> None:
-        """`tokens` is one-dimensional, at least two (DataError). `max_batches`: only the first so many."""
+    def __init__(self, tokens: TokenArray, *, seq_len: int, batch_size: int) -> None:
+        """`tokens` is one-dimensional, at least two (DataError)."""
         require_sequence(tokens, 1, "validation")
-        num_batches = -(-(len(tokens) - 1) // (seq_len * batch_size))
         self._tokens = tokens
         self._seq_len = seq_len
         self._batch_size = batch_size
-        self._num_batches = num_batches if max_batches is None else min(num_batches, max_batches)
+        self._num_batches = -(-(len(tokens) - 1) // (seq_len * batch_size))
 
     def __len__(self) -> int:
         return self._num_batches

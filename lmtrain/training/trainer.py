@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ class Trainer:
         objective: str,
         record: Callable[[dict[str, float]], None],
         progress: Progress,
+        run_name: str = "RUN",
     ) -> None:
         self.config = config
         self.schedule = schedule
@@ -104,6 +106,7 @@ class Trainer:
         self.objective = objective
         self.record = record
         self.progress = progress
+        self.run_name = run_name  # the run folder, for messages
         self.stopwatch = Stopwatch()
         self._latest: dict[str, float] = {}
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
@@ -173,10 +176,13 @@ class Trainer:
         if self.progress.nonfinite_in_a_row == 0:
             return False
         log.warning(
-            "step %d: loss %.4g, gradient norm %.4g: not finite, nothing was updated",
+            "step %d: loss %.4g, gradient norm %.4g: not finite, nothing was updated; its text: "
+            "lmtrain data inspect %s --step %d",
             self.progress.step,
             outcome.loss.item(),
             outcome.grad_norm.item(),
+            shlex.quote(self.run_name),
+            self.progress.step,
         )
         allowed = 1 if self.config.on_nonfinite == "stop" else MAX_NONFINITE_IN_A_ROW
         return self.progress.nonfinite_in_a_row >= allowed

@@ -39,6 +39,10 @@ class CheckpointError(UsageError):
     """A checkpoint cannot be used: it is missing, damaged or of another model."""
 
 
+class NewerFormatError(CheckpointError):
+    """A checkpoint of a later version of the program: sound, but not for us to read."""
+
+
 class RunError(LmtrainError):
     """The run was made and did not succeed."""
 

@@ -59,14 +59,17 @@ class Session:
 
         Raises UsageError if it is of another model, or of other tokens (unless `force`).
         """
-        checkpoint = CheckpointFolder(checkpoints).load_newest()
+        folder = CheckpointFolder(checkpoints)
+        checkpoint = folder.load_newest()
         if checkpoint.meta["data_fingerprint"] != self.data_fingerprint and not self.config.force:
             raise RunFolderError(
                 "the text is not the one this run was trained on: its continuation would be another run; "
                 "put the text back, or add force=true to go on all the same"
             )
         restore(checkpoint, self.model, self.step.optimizers, self.step.scaler)
-        return Progress(**checkpoint.meta["progress"])
+        progress = Progress(**checkpoint.meta["progress"])
+        folder.link(step=progress.step, best_step=progress.best_step)
+        return progress
 
     def evaluate(self) -> dict[str, float]:
         """The validation metrics as the model stands."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from lmtrain.config.schema import SCHEMAS, MuonConfig, OptimizerConfig
-from lmtrain.errors import CheckpointError, RunError
+from lmtrain.errors import CheckpointError, NewerFormatError, RunError
 from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, restore
 from lmtrain.training.optimizers import build_optimizers
 
@@ -52,7 +53,7 @@ def test_a_restored_run_goes_on_to_the_bit(tmp_path: Path, optimizer: type[Optim
     model, optimizers, scaler = build(seed=0, optimizer=optimizer)
     train(model, optimizers, steps_before)
     meta = {"progress": {"step": steps_before}}
-    CheckpointFolder(tmp_path).save(capture(model, optimizers, scaler, meta), step=steps_before, best=True)
+    CheckpointFolder(tmp_path).save(capture(model, optimizers, scaler, meta), step=steps_before)
     train(model, optimizers, 4)
 
     other, other_optimizers, other_scaler = build(seed=99, optimizer=optimizer)
@@ -77,7 +78,7 @@ def _assert_same_state(before: dict[int, dict[str, object]], after: dict[int, di
 def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     folder, parts = CheckpointFolder(tmp_path, keep=2), build(seed=0)
     for step in range(1, 6):
-        folder.save(capture(*parts, {"step": step}), step=step, best=step == 2)
+        folder.save(capture(*parts, {"step": step}), step=step, best_step=2)
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000004", "step_00000005"]
     assert (tmp_path / "last").readlink() == Path("step_00000005")
     assert (tmp_path / "best").readlink() == Path("step_00000002")
@@ -87,7 +88,7 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 def test_reading_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     folder, parts = CheckpointFolder(tmp_path), build(seed=0)
     for name in ("model.safetensors", "training_state.safetensors", "meta.json"):
-        path = folder.save(capture(*parts, {}), step=1, best=False) / name
+        path = folder.save(capture(*parts, {}), step=1) / name
         whole = path.read_bytes()
         for damage in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
             path.write_bytes(damage)
@@ -104,49 +105,106 @@ def test_a_newer_format_and_a_missing_checkpoint_are_refused(tmp_path: Path) -> 
     folder = CheckpointFolder(tmp_path)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         folder.load("last")
-    manifest = folder.save(capture(*build(seed=0), {}), step=1, best=False) / "manifest.json"
+    manifest = folder.save(capture(*build(seed=0), {}), step=1) / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
-    with pytest.raises(CheckpointError, match="newer version"):
+    with pytest.raises(NewerFormatError, match="newer version"):
+        folder.load("last")
+
+
+def test_a_newer_format_is_not_passed_over_for_an_older_checkpoint(tmp_path: Path) -> None:
+    """It is not damage: what was trained since would be lost without a word."""
+    folder, parts = CheckpointFolder(tmp_path, keep=3), build(seed=0)
+    for step in (1, 2):
+        manifest = folder.save(capture(*parts, {}), step=step) / "manifest.json"
+    manifest.write_text(json.dumps({"format": 2}))
+    with pytest.raises(NewerFormatError, match="step_00000002 was written by a newer version"):
+        folder.load_newest()
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"format": 1, "sha256": {}}', '{"format": "1", "sha256": 1}'])
+def test_a_damaged_manifest_is_damage(tmp_path: Path, manifest: str) -> None:
+    folder = CheckpointFolder(tmp_path)
+    (folder.save(capture(*build(seed=0), {}), step=1) / "manifest.json").write_text(manifest)
+    with pytest.raises(CheckpointError, match="is damaged"):
         folder.load("last")
 
 
 def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
-    folder.save(capture(*build(seed=0, width=5), {}), step=1, best=False)
+    folder.save(capture(*build(seed=0, width=5), {}), step=1)
     with pytest.raises(CheckpointError, match=r"of another model: 0\.(weight|bias) is \(5"):
         restore(folder.load("last"), *build(seed=0, width=4))
 
 
 def test_a_write_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, parts = CheckpointFolder(tmp_path), build(seed=0)
-    folder.save(capture(*parts, {"step": 1}), step=1, best=True)
+    folder.save(capture(*parts, {"step": 1}), step=1, best_step=1)
 
     monkeypatch.setattr("lmtrain.training.checkpoint.save_file", raise_full_disk)
     with pytest.raises(RunError, match="No space left"):
-        folder.save(capture(*parts, {"step": 2}), step=2, best=True)
+        folder.save(capture(*parts, {"step": 2}), step=2, best_step=2)
     assert folder.load("last").meta["step"] == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step_00000001"]
+
+
+def test_a_disk_too_full_for_the_links_is_told_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, parts = CheckpointFolder(tmp_path), build(seed=0)
+    folder.save(capture(*parts, {"step": 1}), step=1)
+    monkeypatch.setattr(Path, "symlink_to", raise_full_disk)
+    with pytest.raises(RunError, match="No space left on device\nthe one before it is whole"):
+        folder.save(capture(*parts, {"step": 2}), step=2)
+    assert folder.load("last").meta["step"] == 1
+
+
+def test_what_a_kill_left_is_put_right(tmp_path: Path) -> None:
+    """A kill between the rename and the links leaves those behind; one while writing, a folder of no use."""
+    folder, parts = CheckpointFolder(tmp_path), build(seed=0)
+    for step in (1, 2):
+        folder.save(capture(*parts, {"step": step}), step=step, best_step=1)
+    assert folder.load("best").meta["step"] == 1
+    (tmp_path / ".step_00000007.partial").mkdir()
+    folder.link(step=2, best_step=2)
+    assert [folder.load(name).meta["step"] for name in ("last", "best")] == [2, 2]
+    folder.save(capture(*parts, {"step": 3}), step=3, best_step=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step_00000002", "step_00000003"]
+
+
+def test_damaged_folders_of_later_steps_do_not_push_out_the_last(tmp_path: Path) -> None:
+    folder, parts = CheckpointFolder(tmp_path, keep=1), build(seed=0)
+    (folder.save(capture(*parts, {}), step=9) / "manifest.json").unlink()
+    folder.save(capture(*parts, {"step": 3}), step=3)
+    assert folder.load("last").meta["step"] == folder.load_newest().meta["step"] == 3
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_have_the_mode_of_any_new_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        saved = CheckpointFolder(tmp_path).save(capture(*build(seed=0), {}), step=1)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o666 & ~umask}
 
 
 def test_a_step_saved_twice_holds_the_newer_state(tmp_path: Path) -> None:
     """A resumed run passes steps it has saved before, and must not keep what another attempt left there."""
     folder, parts = CheckpointFolder(tmp_path), build(seed=0)
-    folder.save(capture(*parts, {"attempt": 0}), step=1, best=False)
-    folder.save(capture(*parts, {"attempt": 1}), step=1, best=False)
+    folder.save(capture(*parts, {"attempt": 0}), step=1)
+    folder.save(capture(*parts, {"attempt": 1}), step=1)
     assert folder.load("last").meta["attempt"] == 1
 
 
 def test_the_newest_sound_checkpoint_is_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, parts = CheckpointFolder(tmp_path, keep=3), build(seed=0)
     for step in (1, 2, 3):
-        path = folder.save(capture(*parts, {"step": step}), step=step, best=False)
+        path = folder.save(capture(*parts, {"step": step}), step=step)
     with (path / "model.safetensors").open("r+b") as file:
         file.truncate(100)
     assert folder.load_newest().meta["step"] == 2
     assert "model.safetensors is damaged" in caplog.text
     for damaged in tmp_path.glob("step_*/manifest.json"):
         damaged.unlink()
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="no sound checkpoint"):
         folder.load_newest()
 
 
@@ -166,7 +224,7 @@ def test_the_writer_saves_the_state_of_the_call_while_training_goes_on(
     monkeypatch.setattr(CheckpointFolder, "save", slow)
     folder = CheckpointFolder(tmp_path)
     writer = CheckpointWriter(folder)
-    writer.save(capture(model, optimizers, scaler, {}), step=2, best=True)
+    writer.save(capture(model, optimizers, scaler, {}), step=2, best_step=2)
     train(model, optimizers, 3)
     assert not folder.has_any()
     moved_on.set()
@@ -176,14 +234,29 @@ def test_the_writer_saves_the_state_of_the_call_while_training_goes_on(
     assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
+def test_the_first_save_copies_into_the_buffers_made_ready(tmp_path: Path) -> None:
+    model, optimizers, scaler = build(seed=0)
+    train(model, optimizers, 1)
+    writer = CheckpointWriter(CheckpointFolder(tmp_path))
+    writer.prepare(capture(model, optimizers, scaler, {}))
+    writer.wait()
+    places = {name: buffer.data_ptr() for name, buffer in writer._buffers.items()}
+    train(model, optimizers, 1)
+    writer.save(capture(model, optimizers, scaler, {}), step=2)
+    writer.wait()
+    assert places == {name: buffer.data_ptr() for name, buffer in writer._buffers.items()}
+    saved = CheckpointFolder(tmp_path).load().model
+    assert all(torch.equal(saved[name], parameter) for name, parameter in model.named_parameters())
+
+
 def test_a_failed_write_in_the_background_is_raised_by_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, parts = CheckpointWriter(CheckpointFolder(tmp_path)), build(seed=0)
-    writer.save(capture(*parts, {"step": 1}), step=1, best=False)
+    writer.save(capture(*parts, {"step": 1}), step=1)
     writer.wait()
     monkeypatch.setattr("lmtrain.training.checkpoint._sync", raise_full_disk)
-    writer.save(capture(*parts, {"step": 2}), step=2, best=False)
+    writer.save(capture(*parts, {"step": 2}), step=2)
     with pytest.raises(RunError, match="No space left"):
         writer.wait()
     writer.wait()  # told once

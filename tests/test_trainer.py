@@ -72,9 +72,12 @@ class Script:
             torch.tensor(math.nan if bad else self.loss_of(step)), torch.tensor(1.0), not bad, step in self.overflows
         )
 
-    def save(self, checkpoint: Any, *, step: int, best: bool) -> None:
+    def prepare(self, checkpoint: Any) -> None:
+        """Nothing to make ready."""
+
+    def save(self, checkpoint: Any, *, step: int, best_step: int | None) -> None:
         self.states.append(checkpoint)
-        self.saved.append((step, best))
+        self.saved.append((step, step == best_step))
 
     def wait(self) -> None:
         """Everything is saved at once."""

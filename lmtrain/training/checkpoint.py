@@ -5,17 +5,20 @@ Tensors are copied to host memory first, which is all that training waits for; a
 `step_00001000/` holds `model.safetensors`, `training_state.safetensors` (optimizer moments, random states),
 `meta.json` (step, counts, scores) and `manifest.json` (format and sha256 of the others). It is written under a
 temporary name, synced and renamed; `last` and `best` are links to such folders. Reading executes no pickle.
+A format newer than ours is refused, not passed over like damage: an older checkpoint would undo what was trained since.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
 import os
 import shutil
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmtrain.errors import CheckpointError, RunError
+from lmtrain.errors import CheckpointError, NewerFormatError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +51,7 @@ def capture(
     meta: dict[str, Any],
 ) -> Checkpoint:
     """The state of a run now; the tensors are the live ones, not copies."""
-    state = {"random/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        state["random/cuda"] = torch.cuda.get_rng_state()
+    state = {f"random/{name}": device.get_rng_state() for name, device in _random_devices().items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             state |= {f"optimizer/{number}/{parameter}/{name}": value for name, value in values.items()}
@@ -76,9 +77,19 @@ def restore(
         optimizer.load_state_dict(whole)
     if checkpoint.meta["scaler"]:
         scaler.load_state_dict(checkpoint.meta["scaler"])
-    torch.set_rng_state(checkpoint.state["random/cpu"].cpu())
-    if "random/cuda" in checkpoint.state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint.state["random/cuda"].cpu())
+    for name, device in _random_devices().items():
+        if f"random/{name}" in checkpoint.state:
+            device.set_rng_state(checkpoint.state[f"random/{name}"])
+
+
+def _random_devices() -> dict[str, Any]:
+    """Where this process draws random numbers: modules with `get_rng_state` and `set_rng_state`."""
+    devices: dict[str, Any] = {"cpu": torch.random}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        devices["cuda"] = torch.cuda
+    if torch.mps.is_available():
+        devices["mps"] = torch.mps
+    return devices
 
 
 @torch.no_grad()
@@ -105,37 +116,54 @@ class CheckpointFolder:
         self.folder = folder
         self.keep = keep
 
-    def save(self, checkpoint: Checkpoint, *, step: int, best: bool) -> Path:
-        """Write a checkpoint, point `last` (and `best`) at it and drop those no longer kept.
+    def save(self, checkpoint: Checkpoint, *, step: int, best_step: int | None = None) -> Path:
+        """Write a checkpoint, set the links and drop those no longer kept.
 
         Raises RunError if it cannot be written (disk full); the one before stays as it was.
         """
-        final = self.folder / f"step_{step:08d}"
-        self._write(checkpoint, final)
-        self._point("last", final)
-        if best:
-            self._point("best", final)
-        self._drop_old()
+        final = self._step_folder(step)
+        try:
+            self._write(checkpoint, final)
+            self.link(step=step, best_step=best_step)
+            self._drop_old()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(
+                f"cannot write the checkpoint {final}: {reason}\n"
+                f"the one before it is whole: mend this, then go on with resume={self.folder.parent}"
+            ) from error
         return final
 
+    def link(self, *, step: int, best_step: int | None) -> None:
+        """Let `last` be the checkpoint of `step` and `best` that of `best_step`, if there is one.
+
+        Done with every checkpoint and when resuming: a kill may have come after a rename and before its links.
+        """
+        self._point("last", self._step_folder(step))
+        if best_step is not None and self._step_folder(best_step).is_dir():
+            self._point("best", self._step_folder(best_step))
+
     def load(self, name: str = "last") -> Checkpoint:
-        """Read `last`, `best` or a step's folder, checking every sum. Raises CheckpointError."""
+        """Read `last`, `best` or a step's folder, checking every sum. Raises CheckpointError, also NewerFormatError."""
         folder = self.folder / name
         if not folder.is_dir():
             raise CheckpointError(f"there is no checkpoint {folder}")
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             if manifest["format"] > FORMAT:
-                raise CheckpointError(f"{folder} was written by a newer version (format {manifest['format']})")
-            for file, digest in manifest["sha256"].items():
-                if _sha256(folder / file) != digest:
+                raise NewerFormatError(
+                    f"{folder} was written by a newer version of lmtrain (format {manifest['format']}, this one "
+                    f"reads up to {FORMAT}): go on with that version"
+                )
+            for file in (MODEL, STATE, META):
+                if _sha256(folder / file) != manifest["sha256"][file]:
                     raise CheckpointError(f"{folder / file} is damaged: its sha256 is not that of the manifest")
             return Checkpoint(
                 model=load_file(folder / MODEL),
                 state=load_file(folder / STATE),
                 meta=json.loads((folder / META).read_text()),
             )
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{folder} is damaged: {error}") from error
 
     def has_any(self) -> bool:
@@ -143,24 +171,34 @@ class CheckpointFolder:
         return any(self.folder.glob("step_*"))
 
     def load_newest(self) -> Checkpoint:
-        """Read the newest checkpoint that is sound, warning of damaged ones. Raises CheckpointError if none is."""
-        damage = [f"there is no checkpoint in {self.folder}"]
-        for folder in sorted(self.folder.glob("step_*"), reverse=True):
+        """Read the newest checkpoint that is sound, warning of damaged ones.
+
+        Raises CheckpointError if none is, NewerFormatError if one that would be used has a newer format.
+        """
+        folders = sorted(self.folder.glob("step_*"), reverse=True)
+        for folder in folders:
             try:
                 return self.load(folder.name)
+            except NewerFormatError:
+                raise
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
-                damage.append(str(error))
-        raise CheckpointError(damage[-1])
+        raise CheckpointError(f"there is no {'sound ' if folders else ''}checkpoint in {self.folder}")
+
+    def _step_folder(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
 
     def _write(self, checkpoint: Checkpoint, final: Path) -> None:
+        for left_over in self.folder.glob(".step_*.partial"):  # by a kill
+            shutil.rmtree(left_over)
         partial = final.with_name(f".{final.name}.partial")
+        partial.mkdir(parents=True)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            (partial / META).write_text(json.dumps(checkpoint.meta, indent=2))
             save_file({k: v.detach().contiguous() for k, v in checkpoint.model.items()}, partial / MODEL)
             save_file({k: v.contiguous() for k, v in checkpoint.state.items()}, partial / STATE)
-            (partial / META).write_text(json.dumps(checkpoint.meta, indent=2))
+            for file in (MODEL, STATE):  # made with mode 0600, whatever the umask
+                shutil.copymode(partial / META, partial / file)
             sums = {file: _sha256(partial / file) for file in (MODEL, STATE, META)}
             (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=2))
             for file in (MODEL, STATE, META, MANIFEST):
@@ -169,23 +207,26 @@ class CheckpointFolder:
             if final.exists():  # left by an attempt that was killed just before it pointed `last` here
                 shutil.rmtree(final)
             partial.rename(final)
-            _sync(self.folder)
-        except (OSError, SafetensorError) as error:
+        except BaseException:  # give the room back: others need it on a full disk
             shutil.rmtree(partial, ignore_errors=True)
-            raise RunError(f"cannot write the checkpoint {final}: {error}") from error
+            raise
+        _sync(self.folder)
 
     def _point(self, name: str, target: Path) -> None:
         """Make a link name → target, replacing an older one in one move."""
-        link = self.folder / f".{name}.new"
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.name)
-        link.replace(self.folder / name)
+        link = self.folder / name
+        if link.is_symlink() and link.readlink() == Path(target.name):
+            return
+        new = self.folder / f".{name}.new"
+        new.unlink(missing_ok=True)
+        new.symlink_to(target.name)
+        new.replace(link)
 
     def _drop_old(self) -> None:
-        best = (self.folder / "best").resolve()
-        steps = sorted(self.folder.glob("step_*"))
-        for folder in steps[: -self.keep]:
-            if folder.resolve() != best:
+        """Those linked always stay: damaged folders of later steps can make `last` look old."""
+        linked = {(self.folder / name).resolve() for name in ("last", "best")}
+        for folder in sorted(self.folder.glob("step_*"))[: -self.keep]:
+            if folder.resolve() not in linked:
                 shutil.rmtree(folder)
 
 
@@ -202,22 +243,38 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, checkpoint: Checkpoint, *, step: int, best: bool) -> None:
+    def prepare(self, checkpoint: Checkpoint) -> None:
+        """Make the buffers for checkpoints like this one, in the background.
+
+        The system maps memory page by page at the first write, which takes longer than the copy that is to come.
+        """
+
+        def touch() -> None:
+            for part, tensors in (("model", checkpoint.model), ("state", checkpoint.state)):
+                for name, tensor in tensors.items():
+                    buffer = self._buffer(f"{part}/{name}", tensor)
+                    # Not zero_(): in this thread it would start a second team of threads beside that of training.
+                    ctypes.memset(buffer.data_ptr(), 0, buffer.nbytes)
+
+        self.wait()
+        self._start(touch)
+
+    def save(self, checkpoint: Checkpoint, *, step: int, best_step: int | None = None) -> None:
         """Copy now, write soon. Raises what went wrong with the one before (RunError)."""
         self.wait()
-        copy = Checkpoint(
-            model=self._copy("model", checkpoint.model),
-            state=self._copy("state", checkpoint.state),
-            meta=checkpoint.meta,
+        copy = replace(
+            checkpoint, model=self._copy("model", checkpoint.model), state=self._copy("state", checkpoint.state)
         )
+        self._start(lambda: self._folder.save(copy, step=step, best_step=best_step))
 
-        def write() -> None:
+    def _start(self, work: Callable[[], object]) -> None:
+        def note_errors() -> None:
             try:
-                self._folder.save(copy, step=step, best=best)
+                work()
             except BaseException as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=write, name="checkpoint", daemon=False)
+        self._thread = threading.Thread(target=note_errors, name="checkpoint", daemon=False)
         self._thread.start()
 
     def wait(self) -> None:
@@ -230,16 +287,20 @@ class CheckpointWriter:
             raise error
 
     def _copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        copies = {}
-        for name, tensor in tensors.items():
-            key = f"{part}/{name}"
-            source = tensor.detach()
-            if key not in self._buffers or self._buffers[key].shape != source.shape:
-                self._buffers[key] = torch.empty(source.shape, dtype=source.dtype, pin_memory=source.is_cuda)
-            copies[name] = self._buffers[key].copy_(source, non_blocking=True)
+        copies = {
+            name: self._buffer(f"{part}/{name}", tensor).copy_(tensor.detach(), non_blocking=True)
+            for name, tensor in tensors.items()
+        }
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         return copies
+
+    def _buffer(self, key: str, like: Tensor) -> Tensor:
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.shape, buffer.dtype) != (like.shape, like.dtype):
+            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._buffers[key] = buffer
+        return buffer
 
 
 def _sha256(path: Path) -> str:

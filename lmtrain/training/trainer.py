@@ -125,6 +125,9 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> str:
         self.stopwatch = Stopwatch()
+        if self._out_of_patience():  # killed after the checkpoint, before it took effect
+            return "early_stopped"
+        first = self.progress.step
         while self.progress.step < self.total_steps:
             try:
                 outcome = self._advance()
@@ -134,6 +137,8 @@ class Trainer:
             if self._diverged(outcome):
                 return "diverged"
             done = self.progress.step
+            if done == first + 1:  # from now on the optimizers have the state that checkpoints will hold
+                self.checkpoints.prepare(self.capture({}))
             interrupted = stop.signal is not None and done < self.total_steps
             evaluating = done == self.total_steps or done % self.config.eval_every == 0
             # A training loss that is the objective must be that of the step evaluated.
@@ -147,7 +152,7 @@ class Trainer:
                 or done == self.total_steps
                 or done % (self.config.checkpoint_every or self.config.eval_every) == 0
             ):
-                self._save(improved)
+                self._save()
             if self._out_of_patience():
                 return "early_stopped"
             if interrupted:
@@ -231,10 +236,10 @@ class Trainer:
         reductions = self.progress.lr_reductions
         return lr_at(self.schedule, step, lr=self.lr, total_steps=self.total_steps, reductions=reductions)
 
-    def _save(self, best: bool) -> None:
+    def _save(self) -> None:
         with self.stopwatch.paused():
             state = asdict(self.progress) | {"loss_sum": self._loss_sum.item(), "loss_steps": self._loss_steps}
-            self.checkpoints.save(self.capture(state), step=self.progress.step, best=best)
+            self.checkpoints.save(self.capture(state), step=self.progress.step, best_step=self.progress.best_step)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience

@@ -25,7 +25,8 @@ from lmtrain.config.schema import (
     TokenizerConfig,
 )
 from lmtrain.data import prepare as prepare_module
-from lmtrain.data.prepare import PreparedData, cache_folder, prepare
+from lmtrain.data.cache import cache_folder
+from lmtrain.data.prepare import PreparedData, prepare
 from lmtrain.data.split import split_documents
 from lmtrain.errors import DataError
 

@@ -1,7 +1,7 @@
 """Prepared data: a corpus split, tokenised and kept on disk as memory-mapped arrays, built once for everyone.
 
-Owns the cache: its layout, keys and locks. Does not read files (`sources`), choose what validates (`split`)
-or cut sequences (`batches`).
+Owns what an entry of the cache holds and when it may be used. Does not read files (`sources`), choose what
+validates (`split`), make entries appear or go (`cache`) or cut sequences (`batches`).
 
 A cache entry `<cache>/prepared/<key>/` holds train.bin and val.bin (raw token ids), tokenizer.model and
 manifest.json. It appears by a rename when it is complete, so a kill at any moment leaves no half entry.
@@ -12,19 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import platformdirs
-from filelock import FileLock, Timeout
 
 from lmtrain.config.schema import CharConfig, DataConfig, TokenizerConfig
+from lmtrain.data.cache import building, cache_folder, draft_of, publish
 from lmtrain.data.sources import Corpus, open_corpus
 from lmtrain.data.split import Split, split_documents
 from lmtrain.data.tokenizer import TokenArray, Tokenizer, load_tokenizer, token_dtype, train_tokenizer
@@ -79,28 +75,22 @@ def prepare(
     if found := _load(folder, corpus, built=False):
         return found
     try:
-        with _locked(folder, report):
+        with building(folder, report):
             if found := _load(folder, corpus, built=False):
                 return found
-            with _draft(folder) as draft:
+            with draft_of(folder) as draft:
                 _build(draft, corpus, data, tokenizer, report)
                 if corpus.fingerprint(cache) != content:
                     raise DataError(f"{corpus.name} changed while it was being prepared; start again")
-                _publish(draft, folder)
+                publish(draft, folder)
+            built = _load(folder, corpus, built=True)
     except OSError as error:
         raise DataError(
             f"cannot write prepared data to {cache}: {error.strerror or error}; "
             "name another folder by data.cache_dir=... or LMTRAIN_CACHE"
         ) from error
-    built = _load(folder, corpus, built=True)
     assert built is not None, f"{folder} was damaged while it was built"
     return built
-
-
-def cache_folder(data: DataConfig) -> Path:
-    """Where prepared data is kept; the folder need not exist."""
-    named = data.cache_dir or os.environ.get("LMTRAIN_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("lmtrain")
 
 
 def _key(content: str, data: DataConfig, tokenizer: TokenizerConfig) -> str:
@@ -111,21 +101,6 @@ def _key(content: str, data: DataConfig, tokenizer: TokenizerConfig) -> str:
         "tokenizer": [type(tokenizer).__name__, asdict(tokenizer)],
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def _locked(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report("waiting for another process that prepares the same data")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -158,18 +133,6 @@ def _load(folder: Path, corpus: Corpus, *, built: bool) -> PreparedData | None:
 
 
 # ------------------------------------------------------------------------------------------- building
-
-
-@contextmanager
-def _draft(folder: Path) -> Iterator[Path]:
-    """An empty folder to build in. The caller holds the lock, so one that is there is a killed process's."""
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    try:
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # nothing there any more once it is published
 
 
 def _build(
@@ -254,22 +217,3 @@ def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
             batch, num_chars = [], 0
     if batch:
         yield batch
-
-
-def _publish(draft: Path, folder: Path) -> None:
-    """Make a complete draft the entry, safe against a crash of the machine. Replaces a damaged entry."""
-    for path in draft.iterdir():
-        _sync(path)
-    _sync(draft)
-    if folder.exists():
-        shutil.rmtree(folder)
-    draft.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -57,7 +57,9 @@ class ProgressLine:
         step = int(record["step"])
         if "val/loss" in record:
             self._line(f"val loss {record['val/loss']:.4f}  bits/byte {record['val/bits_per_byte']:.4f}")
-        elif not self.terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        elif (
+            "train/loss" in record and not self.terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
+        ):
             self._line(f"loss {record['train/loss']:.4f}")
         postfix = {name: value for name, value in self._headline().items() if value}
         self._bar.set_postfix_str("".join(f"{name} {value}  " for name, value in postfix.items()), refresh=False)

@@ -170,8 +170,10 @@ class _Attempt:
             earlier = read_metrics(self.folder.metrics)
             self.number = 1 + max((int(record["attempt"]) for record in earlier), default=0)
             truncate_after(self.folder.metrics, self.progress.step)
+            truncate_after(self.folder.histograms, self.progress.step)
         else:
             self.folder.metrics.unlink(missing_ok=True)
+            self.folder.histograms.unlink(missing_ok=True)
         git = git_state(Path.cwd())
         diff = {self.folder.git_diff.name: git.diff} if git is not None and git.dirty else {}
         self.folder.write_texts({self.folder.config.name: to_yaml(self.config), **self.origin.files, **diff})
@@ -231,7 +233,9 @@ class _Attempt:
             line.show(complete)
             self.latest |= measured
 
-        trainer = self.session.trainer(self.folder.checkpoints, record, self.progress, str(self.folder))
+        trainer = self.session.trainer(
+            self.folder.checkpoints, record, self.progress, str(self.folder), histograms=self.folder.histograms
+        )
         with contextlib.closing(metrics), line, stop:
             try:
                 return trainer.fit(stop)
@@ -266,7 +270,7 @@ class _Attempt:
 
     def _write_pictures_and_sample(self, result: RunResult) -> None:
         if self.folder.metrics.exists():
-            plot_run(read_metrics(self.folder.metrics), self.folder.plots)
+            plot_run(read_metrics(self.folder.metrics), self.folder.plots, self.folder.histograms)
         if result.status in ("completed", "early_stopped"):
             if self.config.trainer.sample_tokens:
                 self.folder.write_texts({self.folder.sample.name: self._sample()})

@@ -20,6 +20,7 @@ class RunDir:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.histograms = path / "histograms.jsonl"  # with diagnostics
         self.result = path / "result.json"
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer.model"
@@ -35,7 +36,10 @@ class RunDir:
 
     def artifacts(self) -> list[Path]:
         """The small files that tell of a run, those that are there."""
-        wanted = (self.config, self.result, self.metrics, self.log, self.git_diff, self.sample)
+        wanted = (
+            *(self.config, self.result, self.metrics, self.histograms),
+            *(self.log, self.git_diff, self.sample),
+        )
         return [path for path in wanted if path.exists()]
 
     def is_run(self) -> bool:

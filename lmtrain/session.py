@@ -17,9 +17,11 @@ from lmtrain.data.ramps import Ramp
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import RunFolderError
 from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, load_weights, restore
+from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.optimizers import build_optimizers
@@ -27,6 +29,7 @@ from lmtrain.training.precision import Precision
 from lmtrain.training.schedules import warmup_length
 from lmtrain.training.step import TrainingStep
 from lmtrain.training.trainer import Judge, Progress, Trainer
+from lmtrain.training.utilisation import Utilisation, measured_peak, peak_flops
 
 EVAL_BATCH_SEQUENCES = 8
 """Sequences in each of `trainer.eval_batches`: runs of every batch size are evaluated on the same text."""
@@ -87,8 +90,13 @@ class Session:
         record: Callable[[dict[str, float]], None],
         progress: Progress,
         run_name: str = "RUN",
+        *,
+        histograms: Path | None = None,
     ) -> Trainer:
-        """The loop over these parts, from `progress` on; `run_name` is the run folder in messages."""
+        """The loop over these parts, from `progress` on; `run_name` is the run folder in messages.
+
+        `histograms` is the file for those of the weights, when diagnostics are on.
+        """
         return Trainer(
             config=self.config.trainer,
             schedule=self.config.schedule,
@@ -108,7 +116,17 @@ class Session:
             record=record,
             progress=progress,
             run_name=run_name,
+            diagnostics=Diagnostics(self.model, histograms=histograms) if self.config.trainer.diagnostics else None,
+            utilisation=self._utilisation(),
         )
+
+    def _utilisation(self) -> Utilisation:
+        device, format = self.precision.device, self.precision.format
+        peak = peak_flops(device, format)
+        if peak is None and self.config.trainer.diagnostics:
+            peak = measured_peak(device, format, torch.get_num_threads())
+        tokens = flops_per_token(self.model.config, self.model.vocab_size, self.config.data.seq_len)
+        return Utilisation(device, flops_per_token=tokens, peak_flops=peak)
 
 
 def build_session(config: ExperimentConfig, data: PreparedData, precision: Precision) -> Session:

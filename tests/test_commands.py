@@ -28,7 +28,7 @@ LONG = (
     *("schedule.warmup_steps=2", "schedule.decay_fraction=0", "dropout=0.1"),
     *("trainer.eval_every=60", "trainer.checkpoint_every=20", "trainer.log_every=5"),
 )
-NOT_REPEATABLE = ("time", "attempt", "train/tokens_per_second", "train/mfu")
+NOT_REPEATABLE = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
 
 
 class Finished(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from lmtrain.config.schema import LinearConfig, PlateauConfig, ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.step import StepOutcome
+from lmtrain.training.step import StepObserver, StepOutcome
 from lmtrain.training.trainer import MAX_NONFINITE_IN_A_ROW, Progress, Trainer
 
 TOKENS = 6
@@ -64,7 +64,7 @@ class Script:
         tokens = torch.zeros(2, 3, dtype=torch.int64)
         return Batch(tokens, tokens, TOKENS)
 
-    def _step(self, batch: Batch, lr: float) -> StepOutcome:
+    def _step(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         step = self.steps_made[-1]
         self.on_step(step)
         bad = step in self.bad_steps or step in self.overflows

@@ -21,7 +21,7 @@ from lmtrain.errors import LmtrainError, RunError
 from lmtrain.run_dir import RunDir
 
 POLL_SECONDS = 0.002
-CLOCKS = ("time", "attempt", "train/tokens_per_second")
+CLOCKS = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
 """What differs between two runs that did the same."""
 
 

@@ -34,7 +34,7 @@ FREE_ON_RESUME = frozenset(
         *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.time_limit"),
         *("trainer.patience", "trainer.min_delta", "trainer.eval_every", "trainer.eval_batches"),
         *("trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.sample_tokens"),
-        *("data.path", "data.cache_dir"),
+        *("trainer.diagnostics", "trainer.diagnostics_every", "data.path", "data.cache_dir"),
     ]
 )
 """Settings a resumed run may change: its budget, how it is watched, where the same text lies (its sum is checked)."""

@@ -34,8 +34,10 @@ _LABELS = {
 Records = Sequence[Mapping[str, float]]
 
 
-def plot_run(records: Records, folder: Path) -> list[Path]:
+def plot_run(records: Records, folder: Path, histograms: Path | None = None) -> list[Path]:
     """Draw one run as `loss.png` and `training.png`; what the records do not hold is left out.
+
+    With diagnostics there are `gradient_flow.png` and, from the histograms file, `parameter_histograms.png`.
 
     Returns:
         The files written.

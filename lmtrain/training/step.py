@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,16 @@ class StepOutcome:
     grad_norm: Tensor  # of the whole gradient, before clipping
     applied: bool  # False: not finite, nothing was changed
     overflow: bool  # ... because the fp16 loss scale was too large, which is expected now and then
+
+
+class StepObserver(Protocol):
+    """Sees a step from inside, unless it is dropped; must change nothing."""
+
+    def before_update(self) -> None:
+        """The gradient is whole and not clipped yet."""
+
+    def after_update(self) -> None:
+        """The optimizers have moved."""
 
 
 class TrainingStep:
@@ -58,7 +69,7 @@ class TrainingStep:
         self._loss = loss
         self._forward = forward or model
 
-    def __call__(self, batch: Batch, lr: float) -> StepOutcome:
+    def __call__(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         """Raises torch.OutOfMemoryError when not even one sequence at a time fits."""
         loss = self._backward_that_fits(batch)
         for optimizer in self.optimizers:
@@ -66,11 +77,15 @@ class TrainingStep:
         grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         applied = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
         if applied:
+            if observer is not None:
+                observer.before_update()
             if self.grad_clip is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
             set_lr(self.optimizers, lr)
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
+            if observer is not None:
+                observer.after_update()
         self.scaler.update()
         self._drop_gradients()
         overflow = not applied and self.scaler.is_enabled() and bool(torch.isfinite(loss))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import shlex
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ import torch
 from lmtrain.config.schema import ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
 from lmtrain.training.checkpoint import Checkpoint, CheckpointWriter
+from lmtrain.training.diagnostics import SPIKE_WINDOW, Diagnostics, is_spike
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.schedules import lr_at, reduction_due
 from lmtrain.training.step import StepOutcome, TrainingStep
@@ -51,6 +53,7 @@ class Progress:
     nonfinite_in_a_row: int = 0
     loss_sum: float = 0.0  # of the steps since the latest record, as of the checkpoint
     loss_steps: int = 0
+    recent_losses: Sequence[float] = ()  # of the latest records, for the notice of a spike
 
 
 class Stopwatch:
@@ -93,6 +96,8 @@ class Trainer:
         record: Callable[[dict[str, float]], None],
         progress: Progress,
         run_name: str = "RUN",
+        diagnostics: Diagnostics | None = None,
+        utilisation: Callable[[float], dict[str, float]] = lambda tokens_per_second: {},
     ) -> None:
         self.config = config
         self.schedule = schedule
@@ -107,6 +112,8 @@ class Trainer:
         self.record = record
         self.progress = progress
         self.run_name = run_name  # the run folder, for messages
+        self.diagnostics = diagnostics
+        self.utilisation = utilisation
         self.stopwatch = Stopwatch()
         self._latest: dict[str, float] = {}
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
@@ -162,7 +169,8 @@ class Trainer:
     def _advance(self) -> StepOutcome:
         step = self.progress.step
         batch = self.batches[step]
-        outcome = self.step(batch, self._lr(step))
+        observer = self.diagnostics if self._diagnosing(step + 1) else None
+        outcome = self.step(batch, self._lr(step), observer)
         dropped = 0 if outcome.applied or outcome.overflow else 1
         if outcome.applied:
             self._loss_sum = outcome.loss + self._loss_sum.to(outcome.loss.device)
@@ -174,7 +182,13 @@ class Trainer:
             nonfinite_steps=self.progress.nonfinite_steps + dropped,
             nonfinite_in_a_row=self.progress.nonfinite_in_a_row + 1 if dropped else 0,
         )
+        if observer is not None and outcome.applied:
+            self._record(observer.report(step + 1))
         return outcome
+
+    def _diagnosing(self, done: int) -> bool:
+        """Whether to look inside the step after which `done` are made."""
+        return done in (1, self.total_steps) or done % self.config.diagnostics_every == 0
 
     def _diverged(self, outcome: StepOutcome) -> bool:
         """Tell of a dropped step, and whether it ends the run."""
@@ -199,14 +213,31 @@ class Trainer:
         seconds, tokens = self.stopwatch.seconds, self.progress.tokens
         before_seconds, before_tokens = self._logged
         self._logged = (seconds, tokens)
+        speed = (tokens - before_tokens) / max(seconds - before_seconds, 1e-9)
         self._record(
             {
                 "train/loss": loss,
                 "train/lr": self._lr(self.progress.step - 1),
                 "train/grad_norm": outcome.grad_norm.item(),
-                "train/tokens_per_second": (tokens - before_tokens) / max(seconds - before_seconds, 1e-9),
+                "train/tokens_per_second": speed,
+                **self.utilisation(speed),
             }
         )
+        self._tell_of_a_spike(loss)
+
+    def _tell_of_a_spike(self, loss: float) -> None:
+        """Warn once when the loss of a record is far above those before, however long it stays there."""
+        recent = tuple(self.progress.recent_losses)
+        if is_spike(loss, recent) and not is_spike(recent[-1], recent[:-1]):
+            log.warning(
+                "step %d: loss spike: %.4g, where the median of the latest %d records is %.4g",
+                self.progress.step,
+                loss,
+                len(recent),
+                statistics.median(recent),
+            )
+        if math.isfinite(loss):
+            self.progress = replace(self.progress, recent_losses=(*recent, loss)[-SPIKE_WINDOW:])
 
     def _evaluate(self) -> bool:
         """Evaluate and record; returns whether the objective is the best so far."""

@@ -41,6 +41,8 @@ class TrainerConfig:
     min_delta: float = 0.0  # a smaller gain does not count as improvement
     on_nonfinite: Literal["skip", "stop"] = "skip"  # a loss or gradient that is not finite
     compile: bool = False  # torch.compile the model
+    diagnostics: bool = False  # record norms, update ratios and distributions of the weights, layer by layer
+    diagnostics_every: int = 100  # ... so often in steps, and at the first and the last step
     sample_tokens: int = 120  # tokens of the sample shown at the end; 0: none
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class TrainerConfig:
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
+            diagnostics_every=self.diagnostics_every,
             patience=self.patience,
             time_limit=self.time_limit,
             micro_batch_size=None if self.micro_batch_size == "auto" else self.micro_batch_size,

@@ -1,17 +1,26 @@
-"""What a person sees while a run goes: a progress line on a terminal, periodic lines elsewhere."""
+"""What a person sees of a run: how it begins, a progress line on a terminal or periodic lines elsewhere, its end."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+if TYPE_CHECKING:
+    from lmtrain.data.prepare import PreparedData
+    from lmtrain.run import RunResult
+    from lmtrain.run_dir import RunDir
+    from lmtrain.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +28,37 @@ SECONDS_BETWEEN_LINES = 10.0
 """How often a log file hears of a run between evaluations."""
 
 
+def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
+    """Say what is about to be trained on what, and where."""
+    log.info(
+        "data    %s: %d + %d documents, %.2f + %.2f M tokens (training + validation), vocabulary %d",
+        data.corpus_name,
+        data.train_documents,
+        data.val_documents,
+        len(data.train) / 1e6,
+        len(data.val) / 1e6,
+        data.tokenizer.vocab_size,
+    )
+    log.info(
+        "model   %.2f M parameters on %s in %s; %d steps of %d x %d tokens",
+        session.num_parameters / 1e6,
+        session.precision.device,
+        session.precision.name,
+        session.total_steps,
+        session.config.batch_size,
+        session.config.data.seq_len,
+    )
+    log.info("folder  %s", folder)
+
+
 class ProgressLine:
     """Shows the records of a run as they come; use as a context manager."""
 
-    def __init__(self, label: str, *, total_steps: int, first_step: int) -> None:
+    def __init__(self, label: str, *, total_steps: int, first_step: int, bar: bool = True) -> None:
         """`label` tells the runs of a multirun apart. Worker processes share a terminal, so they write lines."""
         self.label = label
         self.total_steps = total_steps
-        self.terminal = sys.stderr.isatty() and multiprocessing.parent_process() is None
+        self.terminal = bar and sys.stderr.isatty() and multiprocessing.parent_process() is None
         self._bar = tqdm(
             total=total_steps,
             initial=first_step,
@@ -78,6 +110,33 @@ class ProgressLine:
             "val": f"{shown['val/loss']:.3f}" if "val/loss" in shown else "",
             "tok/s": f"{shown['train/tokens_per_second']:,.0f}" if "train/tokens_per_second" in shown else "",
         }
+
+
+def show_end(folder: RunDir, result: RunResult, objective: str, training_seconds: float) -> None:
+    """Show the sample, if there is one, and the numbers of a run that went to its end."""
+    if folder.sample.exists():
+        sample = folder.sample.read_text(encoding="utf-8").strip("\n")
+        log.info(
+            "\nsample: some validation text, then the model's own\n%s\n",
+            textwrap.indent(sample, "  | ", lambda line: True),
+        )
+    log.info(
+        "%s  %d steps, %.2f M tokens in %s, %s of them training",
+        result.status.replace("_", " "),
+        result.step,
+        result.tokens / 1e6,
+        duration(result.seconds),
+        duration(training_seconds),
+    )
+    log.info(
+        "result  val loss %.4f, perplexity %.2f, bits per byte %.4f; best %s %.4f at step %s",
+        result.metrics["val/loss"],
+        result.metrics["val/perplexity"],
+        result.metrics["val/bits_per_byte"],
+        objective,
+        math.nan if result.objective is None else result.objective,
+        result.best_step,
+    )
 
 
 def duration(seconds: float) -> str:

@@ -7,10 +7,10 @@ whatever happens. The parts do not know each other; this file knows them all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
-import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,13 +19,13 @@ from typing import Any
 
 from lmtrain.config.saved import resume_differences, to_yaml
 from lmtrain.config.schema import ExperimentConfig
-from lmtrain.console import ProgressLine, duration
+from lmtrain.console import ProgressLine, announce, show_end
 from lmtrain.data.prepare import PreparedData, prepare
-from lmtrain.errors import Interrupted, RunFolderError
+from lmtrain.errors import Interrupted, RunError, RunFolderError
 from lmtrain.hardware import choose_device, choose_format, set_threads
 from lmtrain.model.generation import generate
 from lmtrain.origin import Origin
-from lmtrain.run_dir import RunDir, write_atomically
+from lmtrain.run_dir import RunDir
 from lmtrain.session import Session, build_session
 from lmtrain.tracking.environment import describe_environment, git_state
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics, truncate_after
@@ -34,7 +34,7 @@ from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
 from lmtrain.training.checkpoint import CheckpointFolder
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.precision import Precision
-from lmtrain.training.trainer import Progress
+from lmtrain.training.trainer import Judge, Progress
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,10 @@ SAMPLE_PROMPT_TOKENS = 24
 class RunResult:
     """How a run ended; `result.json` holds this and what it was made with."""
 
-    status: str  # completed, early_stopped, diverged, out_of_memory, interrupted, failed
+    status: str  # completed, early_stopped, pruned, diverged, out_of_memory, interrupted, failed
     objective: float | None  # lowest value reached, or the last finite one of a run that diverged early
+    objectives: dict[str, float | None]  # that, and what else config.objective names
+    last_score: float | None  # last finite value of the first objective
     best_step: int | None
     step: int
     tokens: int
@@ -55,11 +57,16 @@ class RunResult:
     seconds: float  # of this attempt, from its first line to its last
 
 
-def run_experiment(config: ExperimentConfig, run_dir: Path, origin: Origin | None = None) -> RunResult:
+def run_experiment(
+    config: ExperimentConfig, run_dir: Path, origin: Origin | None = None, judge: Judge | None = None
+) -> RunResult:
     """Train as `config` says in the folder `run_dir`, continuing what is there if `config.resume` says so.
 
+    A run with a `judge` belongs to a study, which has a display of its own: it draws no progress bar, no pictures and
+    no sample.
+
     Raises UsageError before anything is written if the request cannot be met, Interrupted after a checkpoint when
-    a signal asked to stop. Any other error is noted in the folder and raised again.
+    a signal asked to stop, RunError when the disk is full. Any other error is noted in the folder and raised again.
     """
     started = time.time()
     folder = RunDir(run_dir)
@@ -67,7 +74,14 @@ def run_experiment(config: ExperimentConfig, run_dir: Path, origin: Origin | Non
         folder.lock()
         resuming = _wants_to_resume(folder, config)
         session, data = _build(config)
-        return _Attempt(config, folder, origin or Origin(), session, data, started).execute(resuming)
+        return _Attempt(config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"the disk is full: cannot write {error.filename or folder}\n"
+            f"the checkpoints there are whole: make room, then go on with resume={folder}"
+        ) from error
     finally:
         folder.unlock()
         folder.discard_if_unused()
@@ -116,6 +130,7 @@ class _Attempt:
         session: Session,
         data: PreparedData,
         started: float,
+        judge: Judge | None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -123,6 +138,7 @@ class _Attempt:
         self.session = session
         self.data = data
         self.started = started
+        self.judge = judge
         self.number = 0
         self.progress = Progress()
         self.latest: dict[str, float] = {}
@@ -132,13 +148,13 @@ class _Attempt:
         """Train to an end, whichever it is, and note it in the folder."""
         if resuming:
             self.progress = self.session.restore(self.folder.checkpoints)
-            if self.progress.step >= self.session.total_steps:
+            if self.progress.step >= self.session.total_steps and self._has_ended():
                 return self._nothing_left()
         self._claim(resuming)
         with _file_log(self.folder.log):
             tracker = build_tracker(self.config.tracking)
             tracker.start(self._info())
-            self._announce()
+            announce(self.session, self.data, self.folder)
             status, error, stop = "failed", None, StopRequest(self._deadline())
             try:
                 status = self._train(tracker, stop)
@@ -155,6 +171,11 @@ class _Attempt:
             )
         return result
 
+    def _has_ended(self) -> bool:
+        """Not so if it was killed between its last checkpoint and its result."""
+        result = self.folder.read_result()
+        return result is not None and result["status"] != "failed"
+
     def _nothing_left(self) -> RunResult:
         log.info(
             "%s is complete at step %d; to go on, give it more: resume=%s trainer.max_steps=N",
@@ -169,6 +190,8 @@ class _Attempt:
         if resuming:
             earlier = read_metrics(self.folder.metrics)
             self.number = 1 + max((int(record["attempt"]) for record in earlier), default=0)
+            for record in earlier:
+                self.latest |= record if record["step"] <= self.progress.step else {}
             truncate_after(self.folder.metrics, self.progress.step)
             truncate_after(self.folder.histograms, self.progress.step)
         else:
@@ -177,7 +200,7 @@ class _Attempt:
         git = git_state(Path.cwd())
         diff = {self.folder.git_diff.name: git.diff} if git is not None and git.dirty else {}
         self.folder.write_texts({self.folder.config.name: to_yaml(self.config), **self.origin.files, **diff})
-        self.folder.result.unlink(missing_ok=True)
+        self.folder.reserve_result()
         self.data.tokenizer.save(self.folder.tokenizer)
 
     def _info(self) -> RunInfo:
@@ -199,32 +222,12 @@ class _Attempt:
             attempt=self.number,
         )
 
-    def _announce(self) -> None:
-        session, data = self.session, self.data
-        log.info(
-            "data    %s: %d + %d documents, %.2f + %.2f M tokens (training + validation), vocabulary %d",
-            data.corpus_name,
-            data.train_documents,
-            data.val_documents,
-            len(data.train) / 1e6,
-            len(data.val) / 1e6,
-            data.tokenizer.vocab_size,
-        )
-        log.info(
-            "model   %.2f M parameters on %s in %s; %d steps of %d x %d tokens",
-            session.num_parameters / 1e6,
-            session.precision.device,
-            session.precision.name,
-            session.total_steps,
-            self.config.batch_size,
-            self.config.data.seq_len,
-        )
-        log.info("folder  %s", self.folder)
-
     def _train(self, tracker: Tracker, stop: StopRequest) -> str:
         label = self.folder.path.name if self.origin.sweep_dir is not None else ""
         metrics = MetricsFile(self.folder.metrics)
-        line = ProgressLine(label, total_steps=self.session.total_steps, first_step=self.progress.step)
+        line = ProgressLine(
+            label, total_steps=self.session.total_steps, first_step=self.progress.step, bar=self.judge is None
+        )
 
         def record(measured: dict[str, float]) -> None:
             complete = measured | {"time": time.time(), "attempt": self.number}
@@ -233,9 +236,7 @@ class _Attempt:
             line.show(complete)
             self.latest |= measured
 
-        trainer = self.session.trainer(
-            self.folder.checkpoints, record, self.progress, str(self.folder), histograms=self.folder.histograms
-        )
+        trainer = self.session.trainer(self.folder, record, self.progress, self.judge)
         with contextlib.closing(metrics), line, stop:
             try:
                 return trainer.fit(stop)
@@ -246,7 +247,7 @@ class _Attempt:
     def _finish(self, status: str, error: BaseException | None, tracker: Tracker) -> RunResult:
         result = self._result(status)
         details: dict[str, Any] = {
-            "objective_name": self.config.objective,
+            "objective_name": self.config.objectives[0],
             "training_seconds": self.training_seconds,
             "attempt": self.number,
             "nonfinite_steps": self.progress.nonfinite_steps,
@@ -257,9 +258,10 @@ class _Attempt:
             "error": f"{type(error).__name__}: {error}" if error is not None else None,
             "environment": describe_environment(),
         }
-        write_atomically(self.folder.result, json.dumps(_finite(asdict(result) | details), indent=2))
+        self.folder.write_result(json.dumps(_finite(asdict(result) | details), indent=2))
         try:
-            self._write_pictures_and_sample(result)
+            if self.judge is None:
+                self._write_pictures_and_sample(result)
         finally:  # whatever happens to those, the tracker hears how the run ended
             for path in self.folder.artifacts():
                 tracker.log_artifact(path)
@@ -274,7 +276,7 @@ class _Attempt:
         if result.status in ("completed", "early_stopped"):
             if self.config.trainer.sample_tokens:
                 self.folder.write_texts({self.folder.sample.name: self._sample()})
-            self._show_end(result)
+            show_end(self.folder, result, self.config.objectives[0], self.training_seconds)
 
     def _deadline(self) -> float | None:
         limit = self.config.trainer.time_limit
@@ -282,14 +284,20 @@ class _Attempt:
 
     def _result(self, status: str) -> RunResult:
         progress = self.progress
+        seconds = time.time() - self.started
+        best = progress.best_score if progress.best_score is not None else progress.last_score
+        counts = {"run/parameters": float(self.session.num_parameters), "run/seconds": seconds}
+        others = {name: (self.latest | counts).get(name) for name in self.config.objectives[1:]}
         return RunResult(
             status=status,
-            objective=progress.best_score if progress.best_score is not None else progress.last_score,
+            objective=best,
+            objectives={self.config.objectives[0]: best, **others},
+            last_score=progress.last_score,
             best_step=progress.best_step,
             step=progress.step,
             tokens=progress.tokens,
             metrics={name: value for name, value in self.latest.items() if "/" in name},
-            seconds=time.time() - self.started,
+            seconds=seconds,
         )
 
     def _sample(self) -> str:
@@ -300,36 +308,12 @@ class _Attempt:
         )
         return self.data.tokenizer.decode([*prompt, *new_ids])
 
-    def _show_end(self, result: RunResult) -> None:
-        if self.folder.sample.exists():
-            log.info(
-                "\nsample: %d tokens of validation text, then the model's own\n%s\n",
-                SAMPLE_PROMPT_TOKENS,
-                textwrap.indent(self.folder.sample.read_text(encoding="utf-8").strip("\n"), "  | ", lambda line: True),
-            )
-        log.info(
-            "%s  %d steps, %.2f M tokens in %s, %s of them training",
-            result.status.replace("_", " "),
-            result.step,
-            result.tokens / 1e6,
-            duration(result.seconds),
-            duration(self.training_seconds),
-        )
-        log.info(
-            "result  val loss %.4f, perplexity %.2f, bits per byte %.4f; best %s %.4f at step %s",
-            result.metrics["val/loss"],
-            result.metrics["val/perplexity"],
-            result.metrics["val/bits_per_byte"],
-            self.config.objective,
-            math.nan if result.objective is None else result.objective,
-            result.best_step,
-        )
-
 
 @contextlib.contextmanager
 def _file_log(path: Path) -> Iterator[None]:
     """Copy every message of this process into a file while entered."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is told once, not at each line
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -337,7 +321,8 @@ def _file_log(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def _finite(value: Any) -> Any:

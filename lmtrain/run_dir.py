@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from lmtrain.errors import RunFolderError
 
+RESULT_ROOM = 32 * 1024  # bytes; a result takes about 3 kB
+
 
 class RunDir:
     """One run folder, there already or not."""
@@ -74,6 +76,20 @@ class RunDir:
             return None
         return result
 
+    def reserve_result(self) -> None:
+        """Remove an older result and set room aside for the new one, which is to be written on a full disk too."""
+        self.result.unlink(missing_ok=True)
+        _draft(self.result).write_bytes(bytes(RESULT_ROOM))
+
+    def write_result(self, text: str) -> None:
+        """Write `result.json` into the room set aside for it, so that a reader sees all of it or none."""
+        draft = _draft(self.result)
+        draft.touch()
+        with draft.open("r+b") as file:
+            file.write(text.encode())
+            file.truncate()
+        draft.replace(self.result)
+
     def discard_if_unused(self) -> None:
         """Remove the folder, and parents left empty inside the working folder, if no run was started in it.
 
@@ -97,6 +113,10 @@ class RunDir:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    draft = _draft(path)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")

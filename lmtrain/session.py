@@ -84,21 +84,24 @@ class Session:
             forward=self.forward,
         )
 
+    @property
+    def settling_steps(self) -> int:
+        """Steps until the learning rate and the batches have their full size; runs do not compare before."""
+        trainer = self.config.trainer
+        ramps = (trainer.batch_size_warmup_steps or 0, trainer.seq_len_warmup_steps or 0)
+        return max(warmup_length(self.config.schedule, self.total_steps), *ramps)
+
     def trainer(
         self,
-        checkpoints: Path,
+        folder: RunDir,
         record: Callable[[dict[str, float]], None],
         progress: Progress,
-        run_name: str = "RUN",
-        *,
-        histograms: Path | None = None,
+        judge: Judge | None = None,
     ) -> Trainer:
-        """The loop over these parts, from `progress` on; `run_name` is the run folder in messages.
-
-        `histograms` is the file for those of the weights, when diagnostics are on.
-        """
+        """The loop over these parts, from `progress` on, with its checkpoints and histograms in `folder`."""
+        trainer = self.config.trainer
         return Trainer(
-            config=self.config.trainer,
+            config=trainer,
             schedule=self.config.schedule,
             lr=self.config.lr,
             total_steps=self.total_steps,
@@ -111,12 +114,18 @@ class Session:
                 self.step.scaler,
                 {"progress": state, "data_fingerprint": self.data_fingerprint},
             ),
-            checkpoints=CheckpointWriter(CheckpointFolder(checkpoints, keep=self.config.trainer.keep_checkpoints)),
-            objective=self.config.objective,
+            checkpoints=CheckpointWriter(
+                CheckpointFolder(folder.checkpoints, keep=trainer.keep_checkpoints)
+            ),
+            objective=self.config.objectives[0],
             record=record,
             progress=progress,
-            run_name=run_name,
-            diagnostics=Diagnostics(self.model, histograms=histograms) if self.config.trainer.diagnostics else None,
+            run_name=str(folder),
+            judge=judge,
+            warmup_steps=self.settling_steps,
+            diagnostics=Diagnostics(self.model, histograms=folder.histograms)
+            if self.config.trainer.diagnostics
+            else None,
             utilisation=self._utilisation(),
         )
 

@@ -42,6 +42,7 @@ class Script:
         self.overflows: set[int] = set()
         self.loss_of: Callable[[int], float] = lambda step: 1.0
         self.states: list[dict[str, Any]] = []
+        self.tokens_a_step = TOKENS
         self._val_losses = iter(val_losses)
         config = TrainerConfig(**({"max_steps": total_steps, "eval_every": 2, "log_every": 1} | settings))
         self.trainer = Trainer(
@@ -62,7 +63,7 @@ class Script:
     def __getitem__(self, step: int) -> Batch:
         self.steps_made.append(step)
         tokens = torch.zeros(2, 3, dtype=torch.int64)
-        return Batch(tokens, tokens, TOKENS)
+        return Batch(tokens, tokens, self.tokens_a_step)
 
     def _step(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         step = self.steps_made[-1]
@@ -270,3 +271,36 @@ def test_a_resumed_trainer_makes_only_the_steps_left() -> None:
     assert script.steps_made == [7, 8, 9]
     assert script.trainer.progress.best_score == 0.5
     assert script.trainer.progress.tokens == 10 * TOKENS
+
+
+# ------------------------------------------------------------------------------------------- runs of a study
+
+
+def test_evaluations_by_tokens_are_told_at_the_same_counts_for_every_batch_size() -> None:
+    told: dict[int, list[int]] = {}
+    for tokens_a_step in (3, 5):
+        script = Script([1.0] * 6, total_steps=60 // tokens_a_step, eval_every=None, eval_every_tokens=10)
+        script.tokens_a_step = tokens_a_step
+        told[tokens_a_step] = []
+        script.trainer.judge = lambda tokens, score, seen=told[tokens_a_step]: bool(seen.append(tokens))
+        assert script.fit() == "completed"
+    assert told[3] == told[5] == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_verdict_ends_the_run_but_not_before_the_warmup() -> None:
+    script = Script([5.0, 4.0, 3.0, 2.0], total_steps=20)
+    script.trainer.judge, script.trainer.warmup_steps = (lambda tokens, score: True), 5
+    assert script.fit() == "pruned"
+    assert script.trainer.progress.step == 6
+    resumed = Script([9.0], total_steps=20, progress=script.trainer.progress)
+    resumed.trainer.judge = lambda tokens, score: score == 3.0
+    assert resumed.fit() == "pruned", "a verdict that was lost is asked for again"
+    assert resumed.trainer.progress.step == 6
+
+
+def test_the_last_evaluation_is_told_but_ends_nothing() -> None:
+    script = Script([5.0], total_steps=2)
+    told = []
+    script.trainer.judge = lambda tokens, score: bool(told.append((tokens, score))) or True
+    assert script.fit() == "completed"
+    assert told == [(2 * TOKENS, 5.0)]

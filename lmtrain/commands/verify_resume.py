@@ -78,7 +78,8 @@ def kill_and_resume(
 def _settings(run: RunDir, overrides: list[str], steps: int) -> list[str]:
     """The run's words: many checkpoints and every metric, and nothing that tells one run from the other."""
     budget = [f"trainer.max_steps={steps}", "trainer.max_epochs=null", "trainer.max_tokens=null"]
-    cadence = [f"trainer.eval_every={steps // 2}", f"trainer.checkpoint_every={max(1, steps // 8)}"]
+    evaluations = ["trainer.eval_every_tokens=null", f"trainer.eval_every={steps // 2}"]
+    cadence = [*evaluations, f"trainer.checkpoint_every={max(1, steps // 8)}"]
     quiet = ["trainer.log_every=1", "trainer.sample_tokens=0", "tracking=none"]
     return [*budget, *cadence, *quiet, *overrides, f"hydra.run.dir={run.path}"]
 

@@ -32,7 +32,8 @@ def to_yaml(config: ExperimentConfig) -> str:
 FREE_ON_RESUME = frozenset(
     [
         *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.time_limit"),
-        *("trainer.patience", "trainer.min_delta", "trainer.eval_every", "trainer.eval_batches"),
+        *("trainer.patience", "trainer.min_delta", "trainer.eval_batches"),
+        *("trainer.eval_every", "trainer.eval_every_tokens"),
         *("trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.sample_tokens"),
         *("trainer.diagnostics", "trainer.diagnostics_every", "data.path", "data.cache_dir"),
     ]

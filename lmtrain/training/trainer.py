@@ -31,6 +31,10 @@ MAX_NONFINITE_IN_A_ROW = 25
 """So many dropped steps one after the other mean that the run will not recover."""
 
 
+Judge = Callable[[int, float], bool]
+"""Is told tokens and objective at every evaluation; True asks to end the run: others of its study do better."""
+
+
 class Batches(Protocol):
     """Training batches, addressed by step."""
 
@@ -47,6 +51,7 @@ class Progress:
     best_step: int | None = None
     score_to_beat: float | None = None  # what patience compares with, by min_delta
     last_score: float | None = None  # objective of the latest evaluation that was finite
+    evaluated_step: int | None = None  # of the latest evaluation
     evaluations_without_gain: int = 0
     lr_reductions: int = 0  # made by the plateau schedule
     nonfinite_steps: int = 0  # dropped in all
@@ -96,9 +101,12 @@ class Trainer:
         record: Callable[[dict[str, float]], None],
         progress: Progress,
         run_name: str = "RUN",
+        judge: Judge | None = None,
+        warmup_steps: int = 0,
         diagnostics: Diagnostics | None = None,
         utilisation: Callable[[float], dict[str, float]] = lambda tokens_per_second: {},
     ) -> None:
+        """`judge` is heard from the end of the first `warmup_steps` on: before it, runs cannot be compared."""
         self.config = config
         self.schedule = schedule
         self.lr = lr
@@ -112,6 +120,8 @@ class Trainer:
         self.record = record
         self.progress = progress
         self.run_name = run_name  # the run folder, for messages
+        self.judge = judge
+        self.warmup_steps = warmup_steps
         self.diagnostics = diagnostics
         self.utilisation = utilisation
         self.stopwatch = Stopwatch()
@@ -121,7 +131,7 @@ class Trainer:
         self._loss_steps = progress.loss_steps
 
     def fit(self, stop: StopRequest) -> str:
-        """Train; returns the status: completed, early_stopped, diverged, out_of_memory or interrupted.
+        """Train; returns the status: completed, early_stopped, pruned, diverged, out_of_memory or interrupted.
 
         Raises RunError if a checkpoint cannot be written. When this returns, all are.
         """
@@ -132,10 +142,13 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> str:
         self.stopwatch = Stopwatch()
+        if self._not_worth_it():  # killed after the evaluation of the checkpoint, before the verdict took effect
+            return "pruned"
         if self._out_of_patience():  # killed after the checkpoint, before it took effect
             return "early_stopped"
         first = self.progress.step
         while self.progress.step < self.total_steps:
+            tokens_before = self.progress.tokens
             try:
                 outcome = self._advance()
             except torch.OutOfMemoryError:
@@ -147,24 +160,41 @@ class Trainer:
             if done == first + 1:  # from now on the optimizers have the state that checkpoints will hold
                 self.checkpoints.prepare(self.capture({}))
             interrupted = stop.signal is not None and done < self.total_steps
-            evaluating = done == self.total_steps or done % self.config.eval_every == 0
+            evaluating = done == self.total_steps or self._evaluation_due(tokens_before)
             # A training loss that is the objective must be that of the step evaluated.
             wanted = evaluating and self.objective.startswith("train/")
             if wanted or done == self.total_steps or done % self.config.log_every == 0:
                 self._log_step(outcome)
             improved = evaluating and self._evaluate()
-            if (
-                interrupted
-                or improved
-                or done == self.total_steps
-                or done % (self.config.checkpoint_every or self.config.eval_every) == 0
-            ):
+            every = self.config.checkpoint_every
+            due = evaluating if every is None else done % every == 0
+            if interrupted or improved or due or done == self.total_steps:
                 self._save()
+            if evaluating and self._not_worth_it() and done < self.total_steps:
+                return "pruned"
             if self._out_of_patience():
                 return "early_stopped"
             if interrupted:
                 return "interrupted"
         return "completed" if math.isfinite(self._latest.get(self.objective, 0.0)) else "diverged"
+
+    def _evaluation_due(self, tokens_before: int) -> bool:
+        if self.config.eval_every is not None:
+            return self.progress.step % self.config.eval_every == 0
+        return self._rung(self.progress.tokens) > self._rung(tokens_before)
+
+    def _rung(self, tokens: int) -> int:
+        """Tokens of the latest evaluation due, as every batch size has it."""
+        every = self.config.eval_every_tokens
+        return tokens if every is None else tokens // every * every
+
+    def _not_worth_it(self) -> bool:
+        """Tell the judge of the latest evaluation, if that was just now; returns its verdict."""
+        progress = self.progress
+        if self.judge is None or progress.last_score is None or progress.evaluated_step != progress.step:
+            return False
+        asked_to_end = self.judge(self._rung(progress.tokens), progress.last_score)
+        return asked_to_end and progress.step > self.warmup_steps
 
     def _advance(self) -> StepOutcome:
         step = self.progress.step
@@ -253,6 +283,7 @@ class Trainer:
         self.progress = replace(
             before,
             last_score=score if finite else before.last_score,
+            evaluated_step=before.step,
             best_score=score if improved else before.best_score,
             best_step=before.step if improved else before.best_step,
             score_to_beat=score if gained else before.score_to_beat,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lmtrain.config.schema.data import (
     ByteConfig,
@@ -38,6 +38,12 @@ from lmtrain.config.schema.schedule import (
 from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, SweepConfig, TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
+LOSSES = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
+"""What a run may minimise."""
+
+OBJECTIVES = (*LOSSES, "train/tokens_per_second", "run/parameters", "run/seconds")
+"""... and what a sweep may weigh against it."""
+
 
 @dataclass(kw_only=True)
 class ExperimentConfig:
@@ -59,13 +65,19 @@ class ExperimentConfig:
     batch_size: int = REQUIRED  # sequences an optimizer step
     seed: int = 0  # everything random in the run follows from it
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    objective: Literal["val/loss", "val/perplexity", "val/bits_per_byte", "train/loss"] = "val/loss"
-    """The metric that best, patience and sweeps minimise, as it stands at an evaluation."""
+    objective: Any = "val/loss"  # one of LOSSES, or a list that begins with one and goes on with any of OBJECTIVES
+    """What sweeps optimise; best and patience go by the first. Each as it stands at an evaluation."""
     resume: str | None = None  # null, auto, or a run folder to continue
     force: bool = False  # resume although settings or data differ from those of the run
     init_from: str | None = None  # run folder whose weights to start from
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what sweeps optimise."""
+        return (self.objective,) if isinstance(self.objective, str) else tuple(self.objective)
+
     def __post_init__(self) -> None:
+        self._require_objectives()
         require_positive("", lr=self.lr, batch_size=self.batch_size)
         require_fraction("", dropout=self.dropout)
         require(0 <= self.seed < 2**63, f"seed must be at least 0 and below 2**63, got {self.seed}")
@@ -81,6 +93,15 @@ class ExperimentConfig:
                 f"({self.schedule.patience}), or the run ends before its rate is lowered",
             )
         self._require_ramps()
+
+    def _require_objectives(self) -> None:
+        names = self.objectives if isinstance(self.objective, str | list) else (str(self.objective),)
+        require(
+            bool(names) and names[0] in LOSSES, f"objective must be one of {', '.join(LOSSES)}, got {self.objective}"
+        )
+        for name in names:
+            require(name in OBJECTIVES, f"objective {name!r} is never measured; there are {', '.join(OBJECTIVES)}")
+        require(len(set(names)) == len(names), f"objective names {self.objective} twice")
 
     def _require_ramps(self) -> None:
         if self.trainer.batch_size_warmup_steps is not None:

@@ -31,8 +31,9 @@ class TrainerConfig:
     label_smoothing: float = 0.0  # share of each target spread over the vocabulary, in training only
     z_loss: float = 0.0  # weight of the squared log of the softmax's denominator, in training only
     grad_clip: float | None = 1.0  # largest gradient norm; None: no clipping
-    eval_every: int = REQUIRED  # steps between evaluations; one is always made at the end
-    eval_batches: int | None = None  # batches an evaluation; None: the whole validation split
+    eval_every: int | None = None  # steps between evaluations; one is always made at the end ...
+    eval_every_tokens: int | None = None  # ... or tokens, so that batch sizes compare; exactly one of the two
+    eval_batches: int | None = None  # batches of 8 sequences an evaluation; None: the whole validation split
     log_every: int = 10  # steps between logged records
     checkpoint_every: int | None = None  # steps between checkpoints; None: at each evaluation
     keep_checkpoints: int = 2  # newest checkpoints kept, besides the best
@@ -57,6 +58,10 @@ class TrainerConfig:
             + (", ".join(f"{name}={value}" for name, value in budgets.items()) or "none")
             + "; set the others to null",
         )
+        require(
+            (self.eval_every is None) != (self.eval_every_tokens is None),
+            "exactly one of trainer.eval_every and trainer.eval_every_tokens must be set; set the other to null",
+        )
         require_positive(
             "trainer.",
             **budgets,
@@ -66,6 +71,7 @@ class TrainerConfig:
             initial_seq_len=self.initial_seq_len,
             grad_clip=self.grad_clip,
             eval_every=self.eval_every,
+            eval_every_tokens=self.eval_every_tokens,
             eval_batches=self.eval_batches,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,

@@ -262,6 +262,8 @@ class _Attempt:
         try:
             if self.judge is None:
                 self._write_pictures_and_sample(result)
+        except OSError as problem:  # a full disk; it must not hide how the run ended
+            log.warning("cannot write pictures or sample: %s", problem)
         finally:  # whatever happens to those, the tracker hears how the run ended
             for path in self.folder.artifacts():
                 tracker.log_artifact(path)

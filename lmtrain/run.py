@@ -78,10 +78,8 @@ def run_experiment(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunError(
-            f"the disk is full: cannot write {error.filename or folder}\n"
-            f"the checkpoints there are whole: make room, then go on with resume={folder}"
-        ) from error
+        remedy = f"make room, then go on with resume={folder}" if folder.is_run() else "make room"
+        raise RunError(f"the disk is full, cannot write {error.filename or folder}; {remedy}") from error
     finally:
         folder.unlock()
         folder.discard_if_unused()
@@ -187,6 +185,7 @@ class _Attempt:
 
     def _claim(self, resuming: bool) -> None:
         """From here on the folder is this run's."""
+        self.folder.reserve_result()
         if resuming:
             earlier = read_metrics(self.folder.metrics)
             self.number = 1 + max((int(record["attempt"]) for record in earlier), default=0)
@@ -200,7 +199,7 @@ class _Attempt:
         git = git_state(Path.cwd())
         diff = {self.folder.git_diff.name: git.diff} if git is not None and git.dirty else {}
         self.folder.write_texts({self.folder.config.name: to_yaml(self.config), **self.origin.files, **diff})
-        self.folder.reserve_result()
+        self.folder.result.unlink(missing_ok=True)
         self.data.tokenizer.save(self.folder.tokenizer)
 
     def _info(self) -> RunInfo:

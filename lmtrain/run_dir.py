@@ -77,9 +77,8 @@ class RunDir:
         return result
 
     def reserve_result(self) -> None:
-        """Remove an older result and set room aside for the new one, which is to be written on a full disk too."""
-        self.result.unlink(missing_ok=True)
-        _draft(self.result).write_bytes(bytes(RESULT_ROOM))
+        """Set room aside for a result, which is to be written on a full disk too. Raises OSError if there is none."""
+        _write_draft(self.result, bytes(RESULT_ROOM))
 
     def write_result(self, text: str) -> None:
         """Write `result.json` into the room set aside for it, so that a reader sees all of it or none."""
@@ -113,9 +112,17 @@ class RunDir:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old or the new one, never a part."""
+    _write_draft(path, text.encode()).replace(path)
+
+
+def _write_draft(path: Path, content: bytes) -> Path:
     draft = _draft(path)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    return draft
 
 
 def _draft(path: Path) -> Path:

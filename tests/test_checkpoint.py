@@ -151,7 +151,7 @@ def test_a_disk_too_full_for_the_links_is_told_alike(tmp_path: Path, monkeypatch
     folder, parts = CheckpointFolder(tmp_path), build(seed=0)
     folder.save(capture(*parts, {"step": 1}), step=1)
     monkeypatch.setattr(Path, "symlink_to", raise_full_disk)
-    with pytest.raises(RunError, match="No space left on device\nthe one before it is whole"):
+    with pytest.raises(RunError, match="No space left on device\nthose before it are whole"):
         folder.save(capture(*parts, {"step": 2}), step=2)
     assert folder.load("last").meta["step"] == 1
 

@@ -127,10 +127,9 @@ class CheckpointFolder:
             self.link(step=step, best_step=best_step)
             self._drop_old()
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"cannot write the checkpoint {final}: {reason}\n"
-                f"the one before it is whole: mend this, then go on with resume={self.folder.parent}"
+                f"cannot write the checkpoint {final}: {getattr(error, 'strerror', None) or error}\n"
+                f"those before it are whole; when this is mended, go on with resume={self.folder.parent}"
             ) from error
         return final
 

@@ -38,6 +38,26 @@ def test_a_batch_is_next_token_prediction() -> None:
     assert torch.equal(batch.targets, (batch.inputs + 1) % 103)
 
 
+@pytest.mark.parametrize("step", [0, 3, 5, 20])
+def test_a_batch_tells_where_its_tokens_lie(step: int) -> None:
+    batches = TrainBatches(
+        TOKENS,
+        seq_len=8,
+        batch_size=4,
+        seed=0,
+        batch_size_ramp=Ramp(initial=1, steps=6),
+        seq_len_ramp=Ramp(initial=2, steps=8),
+    )
+    batch, positions = batches[step], batches.positions(step)
+    assert positions.shape == (len(batch.inputs), batch.inputs.shape[1] + 1)
+    assert (positions[:, :-1] % 103).tolist() == batch.inputs.tolist()
+    assert (positions[:, 1:] % 103).tolist() == batch.targets.tolist()
+    assert batches.sequences(step).start == sum(
+        len(batches[earlier].inputs) // batches[earlier].rows_per_sequence for earlier in range(step)
+    )
+    assert len(batches.sequences(step)) * batch.rows_per_sequence == len(batch.inputs)
+
+
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     batches, again = train_batches(), train_batches()
     in_any_order = {step: again[step].inputs for step in (50, 3, 0, 50, 17)}

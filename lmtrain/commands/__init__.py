@@ -13,6 +13,7 @@ from typing import NoReturn, cast
 from lmtrain.errors import ConfigError
 
 COMMANDS = {
+    "data": "lmtrain.commands.data",
     "verify-resume": "lmtrain.commands.verify_resume",
 }
 """Word → module."""

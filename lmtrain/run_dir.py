@@ -30,7 +30,8 @@ class RunDir:
         self.log = path / "lmtrain.log"
         self.sample = path / "sample.txt"
         self.git_diff = path / "git.diff"
-        self._lock = FileLock(path / ".lock", timeout=0)
+        self.lock_file = path / ".lock"
+        self._lock = FileLock(self.lock_file, timeout=0)
 
     def __str__(self) -> str:
         """The path for messages: from the working folder if it is below, to be pasted into the next command."""
@@ -98,7 +99,7 @@ class RunDir:
             return
         try:
             with self._lock:
-                (self.path / ".lock").unlink(missing_ok=True)
+                self.lock_file.unlink(missing_ok=True)
         except (Timeout, OSError):
             return
         for folder in (self.path, *self.path.parents):

@@ -1,7 +1,7 @@
 """`lmtrain verify-resume [--steps N] [overrides]`: is a killed and resumed run the same, to the last bit, here?
 
 Trains 2 N steps in one go, and again with a `kill -9` at a random instant and a resume;
-then compares the hashes of weights and training state and every metric of every step.
+then compares the hashes of weights and training state, every metric of every step, and the result.
 """
 
 from __future__ import annotations
@@ -14,15 +14,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lmtrain.errors import LmtrainError, RunError
 from lmtrain.run_dir import RunDir
+from lmtrain.tracking.metrics_file import read_metrics
 
 POLL_SECONDS = 0.002
 CLOCKS = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
 """What differs between two runs that did the same."""
+OUTCOME = ("status", "objective", "best_step", "step", "tokens", "nonfinite_steps")
+"""What result.json says of a run that its metrics do not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """Where in its life an attempt was killed."""
+
+    seconds: float  # after it had taken its folder
+    phase: str  # starting, training, evaluating, saving; ended: it was over before
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.3f} s after its start, {self.phase}"
 
 
 def main(arguments: list[str]) -> int:
@@ -49,8 +64,8 @@ def verify(folder: Path, overrides: list[str], *, steps: int, chance: random.Ran
     whole = RunDir(folder / "whole")
     train_whole(whole, overrides, steps=2 * steps)
     print(f"uninterrupted: {2 * steps} steps")
-    killed, differences = kill_and_resume(RunDir(folder / "broken"), whole, overrides, steps=2 * steps, chance=chance)
-    print(f"killed with -9 {killed}, resumed")
+    kills, differences = kill_and_resume(RunDir(folder / "broken"), whole, overrides, steps=2 * steps, chance=chance)
+    print(f"killed with -9 {', then '.join(map(str, kills))}; resumed")
     return differences
 
 
@@ -60,19 +75,24 @@ def train_whole(run: RunDir, overrides: list[str], *, steps: int) -> None:
 
 
 def kill_and_resume(
-    run: RunDir, whole: RunDir, overrides: list[str], *, steps: int, chance: random.Random
-) -> tuple[str, list[str]]:
-    """Make the run of `whole` again in another folder, with a kill on the way.
+    run: RunDir, whole: RunDir, overrides: list[str], *, steps: int, chance: random.Random, attempts: int = 1
+) -> tuple[list[Kill], list[str]]:
+    """Make the run of `whole` again in another folder; so many attempts are killed, the next goes to the end.
 
-    Returns when it was killed, and what differs at the end.
+    Returns when they were killed, and what differs at the end.
     """
-    result = whole.read_result()
-    assert result is not None
-    delay = chance.uniform(0, 0.8 * result["training_seconds"])
-    killed = _train_and_kill(_settings(run, overrides, steps), run, delay)
+    kills: list[Kill] = []
+    life = whole.result.stat().st_mtime - whole.lock_file.stat().st_mtime  # from taking the folder to its result
+    while len(kills) < attempts and run.read_result() is None:
+        kills.append(_train_and_kill(_words(run, overrides, steps), run, whole, chance.uniform(0, life)))
     if run.read_result() is None:
-        _train([f"resume={run.path}"])
-    return killed, compare_ends(whole, run)
+        _train(_words(run, overrides, steps))
+    return kills, compare_ends(whole, run)
+
+
+def _words(run: RunDir, overrides: list[str], steps: int) -> list[str]:
+    """Those that begin a run, or that go on with it once there is one."""
+    return [f"resume={run.path}"] if run.is_run() else _settings(run, overrides, steps)
 
 
 def _settings(run: RunDir, overrides: list[str], steps: int) -> list[str]:
@@ -85,16 +105,24 @@ def _settings(run: RunDir, overrides: list[str], steps: int) -> list[str]:
 
 
 def compare_ends(first: RunDir, second: RunDir) -> list[str]:
-    """What differs between the last checkpoints and the metrics of two runs."""
-    sums = [json.loads((run.checkpoints / "last" / "manifest.json").read_text())["sha256"] for run in (first, second)]
-    differences = [
-        f"{name} of the last checkpoint" for name in sums[0] if name != "meta.json" and sums[0][name] != sums[1][name]
+    """What differs between the last and best checkpoints, the metrics and the results of two runs."""
+    differences = []
+    for name in ("last", "best"):
+        ours, theirs = (_sums(run.checkpoints / name / "manifest.json") for run in (first, second))
+        differences += [f"{file} of the {name} checkpoint" for file in ours if ours[file] != theirs.get(file)]
+    before, after = (_records(run.metrics) for run in (first, second))
+    if len(before) != len(after):
+        differences.append(f"metrics: {len(before)} against {len(after)} records")
+    differences += [f"metrics: {a} against {b}" for a, b in zip(before, after, strict=False) if a != b][:5]
+    one, other = (run.read_result() or {} for run in (first, second))
+    return differences + [
+        f"{key}: {one[key]} against {other.get(key)}" for key in OUTCOME if one[key] != other.get(key)
     ]
-    ours, theirs = (_records(run.metrics) for run in (first, second))
-    if len(ours) != len(theirs):
-        differences.append(f"metrics: {len(ours)} against {len(theirs)} records")
-    differences += [f"metrics: {a} against {b}" for a, b in zip(ours, theirs, strict=False) if a != b][:5]
-    return differences
+
+
+def _sums(manifest: Path) -> dict[str, str]:
+    sums: dict[str, str] = json.loads(manifest.read_text())["sha256"] if manifest.exists() else {}
+    return sums
 
 
 def _records(metrics: Path) -> list[dict[str, Any]]:
@@ -109,23 +137,42 @@ def _train(arguments: Iterable[str]) -> None:
         raise _failure(done.returncode, done.stdout + done.stderr)
 
 
-def _train_and_kill(arguments: Iterable[str], run: RunDir, delay: float) -> str:
-    """Start a training command and kill it `delay` seconds after it claimed its folder; returns when that was."""
+def _train_and_kill(arguments: Iterable[str], run: RunDir, whole: RunDir, delay: float) -> Kill:
+    """Start a training command and kill it `delay` seconds after it has taken its folder; returns where it was."""
+    taken, attempt = _modified(run.lock_file), _last_record(run).get("attempt", -1)
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(_command(arguments), stdout=output, stderr=output)
-        while not run.is_run() and process.poll() is None:
+        while _modified(run.lock_file) == taken and process.poll() is None:
             time.sleep(POLL_SECONDS)
         try:
             process.wait(timeout=delay)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            steps = sorted(path.name for path in run.checkpoints.glob("step_*"))
-            return f"{delay:.3f} s after its start, {steps[-1] if steps else 'before a checkpoint'}"
+            return Kill(seconds=delay, phase=_phase(run, whole, attempt))
         if process.returncode != 0:
             output.seek(0)
             raise _failure(process.returncode, output.read())
-    return "only after its end"
+    return Kill(seconds=delay, phase="ended")
+
+
+def _phase(run: RunDir, whole: RunDir, attempt_before: float) -> str:
+    """What a run was doing when it was killed, from what it left."""
+    last = _last_record(run)
+    if last.get("attempt", -1) == attempt_before:
+        return "starting"
+    if any(run.checkpoints.glob(".step_*.partial")):
+        return "saving"
+    evaluated = {record["step"] for record in _records(whole.metrics) if "val/loss" in record}
+    return "evaluating" if last["step"] in evaluated and "val/loss" not in last else "training"
+
+
+def _last_record(run: RunDir) -> dict[str, float]:
+    return ([{}, *read_metrics(run.metrics)] if run.metrics.exists() else [{}])[-1]
+
+
+def _modified(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _command(arguments: Iterable[str]) -> list[str]:

@@ -31,13 +31,12 @@ from lmtrain.config.schema import ExperimentConfig
 from lmtrain.console import ProgressLine
 from lmtrain.data.batches import Batch
 from lmtrain.data.prepare import PreparedData, prepare
-from lmtrain.hardware import choose_device, choose_format, set_threads
+from lmtrain.hardware import choose_device, set_threads
 from lmtrain.model.decoder import build_model
 from lmtrain.session import build_session
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.optimizers import build_optimizers
-from lmtrain.training.precision import Precision
 from lmtrain.training.schedules import lr_at
 from lmtrain.training.trainer import Batches, Progress
 
@@ -147,10 +146,7 @@ class Setting:
         )
         set_threads(self.config.parallel.num_threads)
         self.data = prepare(self.config.data, self.config.tokenizer)
-        device = choose_device("cpu")
-        self.session = build_session(
-            self.config, self.data, Precision(device, choose_format(self.config.precision.format, device))
-        )
+        self.session = build_session(self.config, self.data, choose_device("cpu"))
 
     def bare_loop(self) -> BareLoop:
         return BareLoop(self.config, self.data, self.session.batches, self.total_steps)

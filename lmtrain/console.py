@@ -48,6 +48,8 @@ def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
         session.config.batch_size,
         session.config.data.seq_len,
     )
+    if session.precision.reason:
+        log.info("format  %s: %s", session.precision.name, session.precision.reason)
     log.info("folder  %s", folder)
 
 

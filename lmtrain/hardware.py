@@ -1,12 +1,23 @@
-"""What this machine can do: the device, the number formats it is fast in, the cores to use."""
+"""What this machine can do: the device, the number formats it is fast in, the cores to use, the memory there is."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
 from lmtrain.errors import HardwareError
+
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+MIN_SPEEDUP = 1.15
+"""What bf16 must gain on a CPU to be taken: less is within the noise of a short probe, and not worth its rounding."""
+
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""As `torch.cpu.get_capabilities` names them, on x86 and on Arm."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -23,21 +34,38 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def choose_format(wanted: str, device: torch.device) -> torch.dtype:
-    """The number format of matrix products.
-
-    `auto` is bf16 on Ampere and later, fp16 on Volta and Turing, else fp32 (on CPUs bf16 often is slower: ask for
-    it by name where it is not). Raises HardwareError for a format the device cannot train in.
-    """
-    formats = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if wanted == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+def require_format(wanted: str, device: torch.device) -> None:
+    """Raise HardwareError for a number format that the device cannot train in."""
     if wanted == "fp16" and device.type != "cuda":
         raise HardwareError(f"precision=fp16 needs a CUDA device, this run is on {device.type}; use fp32 or bf16")
-    return formats[wanted]
+
+
+def choose_format(wanted: str, device: torch.device, probe: Callable[[], float]) -> tuple[torch.dtype, str]:
+    """The number format of matrix products, and why `auto` chose it (empty if it was asked for by name).
+
+    `auto` is bf16 on Ampere and later, fp16 on Volta and Turing, else fp32. On a CPU with bf16 instructions it asks
+    `probe` how many times as fast as fp32 the model is in bf16: such CPUs may be slower in it, with small models above
+    all.
+    """
+    if wanted != "auto":
+        return FORMATS[wanted], ""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        chosen = torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+        return chosen, f"the GPU has compute capability {major}.{minor}"
+    if device.type != "cpu":
+        return torch.float32, f"nothing else is tried on {device.type}"
+    if not has_bf16_instructions():
+        return torch.float32, "this CPU has no bf16 instructions"
+    speedup = probe()
+    chosen = torch.bfloat16 if speedup >= MIN_SPEEDUP else torch.float32
+    return chosen, f"bf16 is {speedup:.2f}× as fast on this CPU, and taken from {MIN_SPEEDUP}× on"
+
+
+def has_bf16_instructions() -> bool:
+    """Whether the CPU multiplies bf16 numbers itself."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
 def set_threads(wanted: int | None) -> int:
@@ -46,3 +74,48 @@ def set_threads(wanted: int | None) -> int:
     threads = wanted or (len(affinity(0)) if affinity else os.cpu_count() or 1)
     torch.set_num_threads(threads)
     return threads
+
+
+def available_memory() -> float:
+    """Bytes of main memory this process may still take.
+
+    The least of what is free, what the process's limit on addresses (`ulimit -v`) leaves, and what the limits of its
+    control groups (containers, batch systems) leave.
+    """
+    import psutil
+
+    limits = [float(psutil.virtual_memory().available), *_left_in_control_groups()]
+    if sys.platform == "linux":
+        process = psutil.Process()
+        addresses, _ = process.rlimit(psutil.RLIMIT_AS)
+        if addresses != psutil.RLIM_INFINITY:
+            limits.append(addresses - process.memory_info().vms)
+    return max(0.0, min(limits))
+
+
+def _left_in_control_groups(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[float]:
+    """Bytes that each control group (version 2) around this process may still take; cached files do not count."""
+    try:
+        inside = next(line for line in own.read_text().splitlines() if line.startswith("0::")).removeprefix("0::/")
+    except (OSError, StopIteration):
+        return
+    for folder in (root / inside, *(root / inside).parents):
+        if not folder.is_relative_to(root):
+            return
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = int((folder / "memory.current").read_text()) - _field(folder / "memory.stat", "inactive_file")
+        except (OSError, LookupError):
+            continue
+        if limit != "max":
+            yield int(limit) - used
+
+
+def _field(path: Path, name: str) -> int:
+    """The number after `name` in a file of names and numbers. Raises LookupError, OSError."""
+    for line in path.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise LookupError(name)

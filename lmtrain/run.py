@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain.config.saved import resume_differences, to_yaml
+from lmtrain.config.saved import resume_differences, to_yaml, with_choices_of
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.console import ProgressLine, announce, show_end
 from lmtrain.data.prepare import PreparedData, prepare
 from lmtrain.errors import Interrupted, RunError, RunFolderError
-from lmtrain.hardware import choose_device, choose_format, set_threads
+from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.model.generation import generate
 from lmtrain.origin import Origin
 from lmtrain.run_dir import RunDir
@@ -33,7 +33,6 @@ from lmtrain.tracking.plots import plot_run
 from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
 from lmtrain.training.checkpoint import CheckpointFolder
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.precision import Precision
 from lmtrain.training.trainer import Judge, Progress
 
 log = logging.getLogger(__name__)
@@ -72,9 +71,11 @@ def run_experiment(
     folder = RunDir(run_dir)
     try:
         folder.lock()
+        if config.resume is not None and folder.is_run():
+            config = with_choices_of(folder.config.read_text(encoding="utf-8"), config)
         resuming = _wants_to_resume(folder, config)
         session, data = _build(config)
-        return _Attempt(config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
+        return _Attempt(session.config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -111,10 +112,10 @@ def _refuse_differences(folder: RunDir, differences: list[str]) -> None:
 def _build(config: ExperimentConfig) -> tuple[Session, PreparedData]:
     """Everything that can be refused: hardware, data, model. Writes nothing but the data cache."""
     device = choose_device(config.device)
-    precision = Precision(device, choose_format(config.precision.format, device))
+    require_format(config.precision.format, device)
     set_threads(config.parallel.num_threads)
     data = prepare(config.data, config.tokenizer, on_progress=log.info)
-    return build_session(config, data, precision), data
+    return build_session(config, data, device), data
 
 
 class _Attempt:
@@ -251,6 +252,7 @@ class _Attempt:
             "attempt": self.number,
             "nonfinite_steps": self.progress.nonfinite_steps,
             "parameters": self.session.num_parameters,
+            "micro_batch_size": self.session.step.micro_batch_size,
             "overrides": list(self.origin.overrides),
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,

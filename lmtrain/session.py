@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmtrain.config.schema import ExperimentConfig
-from lmtrain.data.batches import EvalBatches, TrainBatches
+from lmtrain.data.batches import IGNORED, Batch, EvalBatches, TrainBatches
 from lmtrain.data.prepare import PreparedData
 from lmtrain.data.ramps import Ramp
 from lmtrain.data.tokenizer import load_tokenizer
-from lmtrain.errors import RunFolderError
+from lmtrain.errors import HardwareError, RunFolderError
+from lmtrain.hardware import available_memory, choose_format
 from lmtrain.model.decoder import Decoder, build_model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
@@ -24,8 +26,9 @@ from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capt
 from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
+from lmtrain.training.memory import out_of_memory_recognized
 from lmtrain.training.optimizers import build_optimizers
-from lmtrain.training.precision import Precision
+from lmtrain.training.precision import Precision, bf16_speedup
 from lmtrain.training.schedules import warmup_length
 from lmtrain.training.step import TrainingStep
 from lmtrain.training.trainer import Judge, Progress, Trainer
@@ -39,7 +42,7 @@ EVAL_BATCH_SEQUENCES = 8
 class Session:
     """The parts of a run, ready to train."""
 
-    config: ExperimentConfig
+    config: ExperimentConfig  # with the device and the number format that `auto` stood for
     model: Decoder
     forward: Callable[[Tensor], Tensor]  # the model, compiled if asked for
     step: TrainingStep
@@ -58,7 +61,7 @@ class Session:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def restore(self, checkpoints: Path) -> Progress:
-        """Continue from the newest sound checkpoint: model, optimizers and random states are put back.
+        """Continue from the newest sound checkpoint: model, optimizers, random states and the microbatch are put back.
 
         Raises UsageError if it is of another model, or of other tokens (unless `force`).
         """
@@ -70,15 +73,27 @@ class Session:
                 "put the text back, or add force=true to go on all the same"
             )
         restore(checkpoint, self.model, self.step.optimizers, self.step.scaler)
+        microbatch = checkpoint.meta.get("micro_batch_size")  # absent from the first checkpoints of this format
+        if microbatch is not None and microbatch["setting"] == self.config.trainer.micro_batch_size:
+            self.step.micro_batch_size = microbatch["in_use"]
         progress = Progress(**checkpoint.meta["progress"])
         folder.link(step=progress.step, best_step=progress.best_step)
         return progress
 
+    def find_micro_batch_size(self) -> None:
+        """Settle how many sequences go through the model at a time. Raises torch.OutOfMemoryError if not one can."""
+        shape = (self.config.batch_size, self.config.data.seq_len)
+        tokens_BT = torch.zeros(shape, dtype=torch.int64)
+        largest = Batch(tokens_BT, tokens_BT, num_targets=tokens_BT.numel())
+        room = available_memory() if self.precision.device.type == "cpu" else None
+        self.step.find_micro_batch_size(largest, room)
+
+    @out_of_memory_recognized()
     def evaluate(self) -> dict[str, float]:
-        """The validation metrics as the model stands."""
+        """The validation metrics as the model stands, by microbatches: what memory is short for is short here too."""
         return evaluate(
             self.model,
-            self.val_batches,
+            _in_parts(self.val_batches, self.step.micro_batch_size or self.config.batch_size),
             self.precision,
             bytes_per_token=self.val_bytes_per_token,
             forward=self.forward,
@@ -109,17 +124,13 @@ class Session:
             batches=self.batches,
             evaluate=self.evaluate,
             capture=lambda state: capture(
-                self.model,
-                self.step.optimizers,
-                self.step.scaler,
-                {"progress": state, "data_fingerprint": self.data_fingerprint},
+                self.model, self.step.optimizers, self.step.scaler, {"progress": state, **self._circumstances()}
             ),
-            checkpoints=CheckpointWriter(
-                CheckpointFolder(folder.checkpoints, keep=trainer.keep_checkpoints)
-            ),
+            checkpoints=CheckpointWriter(CheckpointFolder(folder.checkpoints, keep=trainer.keep_checkpoints)),
             objective=self.config.objectives[0],
             record=record,
             progress=progress,
+            prepare=self.find_micro_batch_size,
             run_name=str(folder),
             judge=judge,
             warmup_steps=self.settling_steps,
@@ -128,6 +139,12 @@ class Session:
             else None,
             utilisation=self._utilisation(),
         )
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What a checkpoint must know to be continued to the bit, besides what is trained."""
+        # The microbatch decides how sums are rounded.
+        microbatch = {"setting": self.config.trainer.micro_batch_size, "in_use": self.step.micro_batch_size}
+        return {"data_fingerprint": self.data_fingerprint, "micro_batch_size": microbatch}
 
     def _utilisation(self) -> Utilisation:
         device, format = self.precision.device, self.precision.format
@@ -138,21 +155,19 @@ class Session:
         return Utilisation(device, flops_per_token=tokens, peak_flops=peak)
 
 
-def build_session(config: ExperimentConfig, data: PreparedData, precision: Precision) -> Session:
-    """Build model, optimizers and batches. Raises UsageError if they do not fit together."""
+def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Session:
+    """Build model, optimizers and batches. Raises UsageError if they do not fit together, or into memory."""
     batches = train_batches(config, data)
     total_steps = count_steps(config, batches)
     warmup_length(config.schedule, total_steps)  # refused here if it is too long
     torch.manual_seed(config.seed)
-    model = build_model(
-        config.model,
-        vocab_size=data.tokenizer.vocab_size,
-        seq_len=config.data.seq_len,
-        dropout=config.dropout,
-    ).to(precision.device)
-    if config.init_from is not None:
-        _start_from(model, RunDir(Path(config.init_from)), data)
-    checkpoint_activations(model.blocks, config.trainer.activation_checkpointing)
+    try:
+        model = _build_model(config, data, device)
+        precision = _choose_precision(config, model, device)
+    except torch.OutOfMemoryError as error:
+        raise HardwareError(
+            f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
+        ) from error
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if config.trainer.compile else model
     step = TrainingStep(
         model,
@@ -164,7 +179,11 @@ def build_session(config: ExperimentConfig, data: PreparedData, precision: Preci
         forward=forward,
     )
     return Session(
-        config=config,
+        config=replace(
+            config,
+            device=device.type,  # type: ignore[arg-type]  # one of those there are to choose from
+            precision=replace(config.precision, format=precision.name),
+        ),
         model=model,
         forward=forward,
         step=step,
@@ -174,6 +193,27 @@ def build_session(config: ExperimentConfig, data: PreparedData, precision: Preci
         data_fingerprint=data.fingerprint,
         total_steps=total_steps,
     )
+
+
+@out_of_memory_recognized()
+def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Decoder:
+    model = build_model(
+        config.model,
+        vocab_size=data.tokenizer.vocab_size,
+        seq_len=config.data.seq_len,
+        dropout=config.dropout,
+    ).to(device)
+    if config.init_from is not None:
+        _start_from(model, RunDir(Path(config.init_from)), data)
+    checkpoint_activations(model.blocks, config.trainer.activation_checkpointing)
+    return model
+
+
+@out_of_memory_recognized()
+def _choose_precision(config: ExperimentConfig, model: Decoder, device: torch.device) -> Precision:
+    one_sequence_BT = torch.zeros((1, config.data.seq_len), dtype=torch.int64)
+    format, reason = choose_format(config.precision.format, device, lambda: bf16_speedup(model, one_sequence_BT))
+    return Precision(device, format, reason)
 
 
 def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
@@ -197,6 +237,14 @@ def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
     seq_len, batches = config.data.seq_len, config.trainer.eval_batches
     end = None if batches is None else batches * EVAL_BATCH_SEQUENCES * seq_len + 1
     return EvalBatches(data.val[:end], seq_len=seq_len, batch_size=config.batch_size)
+
+
+def _in_parts(batches: EvalBatches, size: int) -> Iterator[Batch]:
+    """The same sequences, at most `size` at a time."""
+    for batch in batches:
+        parts = zip(torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True)
+        for inputs_BT, targets_BT in parts:
+            yield Batch(inputs_BT, targets_BT, num_targets=int((targets_BT != IGNORED).sum()))
 
 
 def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:

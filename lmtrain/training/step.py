@@ -1,10 +1,13 @@
-"""One optimizer step: accumulate the exact gradient of the whole batch, check it, move once."""
+"""One optimizer step: accumulate the exact gradient of the whole batch, check it, move once.
+
+Owns how many sequences go through the model at a time, and finds that number.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,6 +15,12 @@ from torch import Tensor, nn
 
 from lmtrain.data.batches import Batch
 from lmtrain.training.losses import TrainingLoss
+from lmtrain.training.memory import (
+    PeakMemory,
+    optimizer_state_filled,
+    out_of_memory_recognized,
+    remember_random_state,
+)
 from lmtrain.training.optimizers import set_lr
 from lmtrain.training.precision import Precision
 
@@ -59,7 +68,11 @@ class TrainingStep:
         loss: TrainingLoss = PLAIN,
         forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """`micro_batch_size` None starts with the whole batch; `forward` is the compiled model, if there is one."""
+        """`micro_batch_size` None: the whole batch, or what `find_micro_batch_size` finds, until memory runs out.
+
+        `forward` is the compiled model, if there is one.
+        """
+        self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizers = optimizers
         self.precision = precision
@@ -69,6 +82,7 @@ class TrainingStep:
         self._loss = loss
         self._forward = forward or model
 
+    @out_of_memory_recognized()
     def __call__(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         """Raises torch.OutOfMemoryError when not even one sequence at a time fits."""
         loss = self._backward_that_fits(batch)
@@ -91,29 +105,79 @@ class TrainingStep:
         overflow = not applied and self.scaler.is_enabled() and bool(torch.isfinite(loss))
         return StepOutcome(loss, grad_norm, applied, overflow)
 
+    def find_micro_batch_size(self, largest: Batch, room: float | None) -> None:
+        """Settle `micro_batch_size`, unless it is known, by a dry step over the largest batch of the run.
+
+        A dry step is forward and backward beside the state that the optimizers will hold: of the whole batch, and of
+        halves and quarters until one fits. It leaves no gradient, no state, and the random numbers where they were.
+
+        `room` is None where the device refuses what it does not have. Main memory is promised without being there and
+        the system kills who takes it, so with `room` bytes free a dry step of more is not tried: what a sequence takes
+        is measured with the first two. A batch that takes less than half of the room needs no dry step at all.
+
+        Raises torch.OutOfMemoryError when not even one sequence fits.
+        """
+        if self.micro_batch_size is not None:
+            return
+        rewind = remember_random_state(self.precision.device)
+        try:
+            if room is None or not self._clearly_fits(largest, room):
+                with out_of_memory_recognized(), optimizer_state_filled(self.optimizers):
+                    self._backward_that_fits(largest)
+        finally:
+            self._drop_gradients()
+            rewind()
+        self.micro_batch_size = self.micro_batch_size or len(largest.inputs)
+
+    def _clearly_fits(self, batch: Batch, room: float) -> bool:
+        """Whether `batch` fits beyond doubt; if not, take the largest microbatch that should, by measure."""
+        size, one = len(batch.inputs), self._measure(batch, 1)
+        optimizer_state = 2 * sum(parameter.nbytes for parameter in self.parameters)  # two moments, as most have
+        if size * one + optimizer_state <= room / 2:
+            return True
+        growth = self._measure(batch, 2) - one  # without the gradients of the weights, which do not grow
+        while size > 1 and one + (size - 1) * growth + optimizer_state > room:
+            size = half(size)
+        if size < len(batch.inputs):
+            log.info("microbatch %d: the whole batch would not fit into %.2f GiB of memory", size, room / 2**30)
+        self.micro_batch_size = size
+        return False
+
+    def _measure(self, batch: Batch, size: int) -> int:
+        """Bytes that the first `size` sequences take at the most, gradients of the weights included."""
+        few = replace(batch, inputs=batch.inputs[:size], targets=batch.targets[:size])
+        with PeakMemory(self.parameters) as memory:
+            self._backward(few, size, self.model)
+        self._drop_gradients()
+        return int(memory.peak)
+
     def _backward_that_fits(self, batch: Batch) -> Tensor:
-        """Gradients of the whole batch; out of memory halves the microbatch and starts the same step again."""
+        """Gradients of the whole batch; out of memory halves the microbatch and starts the same step again.
+
+        With the same random numbers: the outcome is that of a step begun with the smaller microbatch, to the bit.
+        """
+        rewind = remember_random_state(self.precision.device)
         while True:
             num_sequences = len(batch.inputs) // batch.rows_per_sequence
             size = min(self.micro_batch_size or num_sequences, num_sequences)
-            random_state = torch.cuda.get_rng_state() if self.precision.device.type == "cuda" else None
             try:
-                return self._backward(batch, size)
+                return self._backward(batch, size, self._forward)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-                self.micro_batch_size = (size + 1) // 2
+                self.micro_batch_size = half(size)
             self._drop_gradients()
-            if random_state is not None:
+            if self.precision.device.type == "cuda":
                 torch.cuda.empty_cache()
-                torch.cuda.set_rng_state(random_state)
+            rewind()
             log.warning("out of memory at microbatch %d, going on with %d", size, self.micro_batch_size)
 
-    def _backward(self, batch: Batch, size: int) -> Tensor:
+    @out_of_memory_recognized()
+    def _backward(self, batch: Batch, size: int, forward: Callable[[Tensor], Tensor]) -> Tensor:
         total = torch.zeros((), device=self.precision.device)
         for inputs_BT, targets_BT in self._microbatches(batch, size):
             with self.precision.autocast():
-                objective, cross_entropy = self._loss(self._forward(inputs_BT), targets_BT)
+                objective, cross_entropy = self._loss(forward(inputs_BT), targets_BT)
             self.scaler.scale(objective / batch.num_targets).backward()  # type: ignore[no-untyped-call]
             total += cross_entropy / batch.num_targets
         return total
@@ -128,3 +192,8 @@ class TrainingStep:
     def _drop_gradients(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+
+def half(size: int) -> int:
+    """Of a microbatch that was too large, rounded up."""
+    return (size + 1) // 2

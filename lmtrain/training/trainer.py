@@ -100,13 +100,16 @@ class Trainer:
         objective: str,
         record: Callable[[dict[str, float]], None],
         progress: Progress,
+        prepare: Callable[[], None] = lambda: None,
         run_name: str = "RUN",
         judge: Judge | None = None,
         warmup_steps: int = 0,
         diagnostics: Diagnostics | None = None,
         utilisation: Callable[[float], dict[str, float]] = lambda tokens_per_second: {},
     ) -> None:
-        """`judge` is heard from the end of the first `warmup_steps` on: before it, runs cannot be compared."""
+        """`prepare` is called before the first step, and may find that not one sequence fits into memory.
+
+        `judge` is heard from the end of the first `warmup_steps` on: before it, runs cannot be compared."""
         self.config = config
         self.schedule = schedule
         self.lr = lr
@@ -119,6 +122,7 @@ class Trainer:
         self.objective = objective
         self.record = record
         self.progress = progress
+        self.prepare = prepare
         self.run_name = run_name  # the run folder, for messages
         self.judge = judge
         self.warmup_steps = warmup_steps
@@ -136,7 +140,15 @@ class Trainer:
         Raises RunError if a checkpoint cannot be written. When this returns, all are.
         """
         try:
+            self.prepare()
             return self._loop(stop)
+        except torch.OutOfMemoryError as error:
+            log.error(
+                "out of memory with one sequence at a time (%s)\n"
+                "trainer.activation_checkpointing=full, a shorter data.seq_len or a smaller model needs less",
+                error,
+            )
+            return "out_of_memory"
         finally:
             self.checkpoints.wait()
 
@@ -149,11 +161,7 @@ class Trainer:
         first = self.progress.step
         while self.progress.step < self.total_steps:
             tokens_before = self.progress.tokens
-            try:
-                outcome = self._advance()
-            except torch.OutOfMemoryError:
-                log.error("out of memory with one sequence at a time: the model does not fit")
-                return "out_of_memory"
+            outcome = self._advance()
             if self._diverged(outcome):
                 return "diverged"
             done = self.progress.step

@@ -41,6 +41,14 @@ FREE_ON_RESUME = frozenset(
 """Settings a resumed run may change: its budget, how it is watched, where the same text lies (its sum is checked)."""
 
 
+def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConfig:
+    """`config`, with what the run of this `config.yaml` took where `config` leaves it to the machine (`auto`)."""
+    saved = yaml.safe_load(saved_text)
+    device = saved["device"] if config.device == "auto" else config.device
+    format = saved["precision"]["format"] if config.precision.format == "auto" else config.precision.format
+    return dataclasses.replace(config, device=device, precision=dataclasses.replace(config.precision, format=format))
+
+
 def resume_differences(saved_text: str, config: ExperimentConfig) -> list[str]:
     """What a resumed run would do otherwise than the run of this `config.yaml`: `key old → new`, a line each."""
     old, new = (_flat(yaml.safe_load(text)) for text in (saved_text, to_yaml(config)))

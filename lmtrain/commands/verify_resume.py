@@ -28,13 +28,16 @@ CLOCKS = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memo
 OUTCOME = ("status", "objective", "best_step", "step", "tokens", "nonfinite_steps")
 """What result.json says of a run that its metrics do not."""
 
+PHASES = ("starting", "training", "evaluating", "saving", "ended")
+"""What an attempt may be doing when it is killed; ended: it was over before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
     """Where in its life an attempt was killed."""
 
     seconds: float  # after it had taken its folder
-    phase: str  # starting, training, evaluating, saving; ended: it was over before
+    phase: str  # of PHASES
 
     def __str__(self) -> str:
         return f"{self.seconds:.3f} s after its start, {self.phase}"

@@ -29,7 +29,6 @@ from lmtrain.data.prepare import prepare
 from lmtrain.hardware import set_threads
 from lmtrain.session import Session, build_session
 from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointWriter, capture
-from lmtrain.training.precision import Precision
 
 TARGET = 1.3
 SETTINGS = [
@@ -52,7 +51,7 @@ class Run:
     def _build(self, config: ExperimentConfig) -> Session:
         set_threads(config.parallel.num_threads)
         data = prepare(config.data, config.tokenizer)
-        return build_session(config, data, Precision(torch.device("cpu"), torch.float32))
+        return build_session(config, data, torch.device("cpu"))
 
     def step(self) -> float:
         """Make a step; returns its seconds."""

@@ -87,7 +87,8 @@ def kill_and_resume(
     kills: list[Kill] = []
     life = whole.result.stat().st_mtime - whole.lock_file.stat().st_mtime  # from taking the folder to its result
     while len(kills) < attempts and run.read_result() is None:
-        kills.append(_train_and_kill(_words(run, overrides, steps), run, whole, chance.uniform(0, life)))
+        delay = chance.uniform(0, life / (1 + len(kills)))  # an attempt that resumes has less to do
+        kills.append(_train_and_kill(_words(run, overrides, steps), run, whole, delay))
     if run.read_result() is None:
         _train(_words(run, overrides, steps))
     return kills, compare_ends(whole, run)

@@ -26,6 +26,7 @@ def evaluate(
 
     `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers.
     """
+    logits_of = model if forward is None else forward  # a compiled model has no truth value
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64)
@@ -33,7 +34,7 @@ def evaluate(
     for batch in batches:
         inputs_BT = batch.inputs.to(precision.device, non_blocking=True)
         with precision.autocast():
-            loss = sum_loss((forward or model)(inputs_BT), batch.targets.to(precision.device, non_blocking=True))
+            loss = sum_loss(logits_of(inputs_BT), batch.targets.to(precision.device, non_blocking=True))
         total += loss.cpu().double()
         num_targets += batch.num_targets
     model.train(was_training)

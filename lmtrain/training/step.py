@@ -80,7 +80,7 @@ class TrainingStep:
         self.grad_clip = grad_clip
         self.micro_batch_size = micro_batch_size
         self._loss = loss
-        self._forward = forward or model
+        self._forward = model if forward is None else forward  # a compiled model has no truth value
 
     @out_of_memory_recognized()
     def __call__(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:

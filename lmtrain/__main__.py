@@ -21,8 +21,8 @@ from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, explain
 from lmtrain.config.saved import SAVED_CONFIG
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
-from lmtrain.origin import Origin
 from lmtrain.run_dir import RunDir
+from lmtrain.sweep.sweeper import register_plugins
 
 TRUSTED_TARGETS = ("lmtrain.*", "hydra.*", "hydra_plugins.*", "optuna.*", "logging.*")
 """What a config's `_target_` may name; Hydra refuses anything else, also in a config file from a stranger."""
@@ -53,16 +53,10 @@ def task(config: DictConfig) -> float:
 
 def _run_job(config: DictConfig, job: compose.Job) -> float:
     settings = compose.parse_config(config)
-    origin = Origin(
-        changed=compose.changed_settings(config, job),
-        overrides=job.overrides,
-        sweep_dir=job.sweep_dir,
-        files=compose.hydra_folder(config),
-    )
     from lmtrain.run import run_experiment
 
     try:
-        result = run_experiment(settings, job.run_dir, origin)
+        result = run_experiment(settings, job.run_dir, compose.origin_of(config, job))
     except LmtrainError:
         raise
     except Exception as error:
@@ -87,7 +81,7 @@ def _run(arguments: list[str]) -> int:
             if arguments and arguments[0] in COMMANDS:
                 return load_command(arguments[0])(arguments[1:])
             words = _parse(arguments)
-            compose.register()
+            register_plugins()
             config_path, config_name = compose.primary_config(words.overrides)
             if words.multirun and config_name == SAVED_CONFIG:
                 raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 
 from lmtrain.errors import HardwareError
+from lmtrain.machine import available_cores
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,8 +70,7 @@ def has_bf16_instructions() -> bool:
 
 def set_threads(wanted: int | None) -> int:
     """Set the CPU threads of this process to `wanted`, or to its share of the cores, and return them."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    threads = wanted or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+    threads = wanted or available_cores()
     torch.set_num_threads(threads)
     return threads
 

@@ -15,4 +15,5 @@ class Origin:
     changed: Mapping[str, Any] = field(default_factory=dict)  # group choices and settings that are not the default
     overrides: tuple[str, ...] = ()  # words of the command line, or chosen by a sweeper
     sweep_dir: Path | None = None  # folder of the multirun
+    tags: Mapping[str, str] = field(default_factory=dict)  # what trackers shall show besides
     files: Mapping[str, str] = field(default_factory=dict)  # further texts for the run folder, by path inside

@@ -209,6 +209,7 @@ class _Attempt:
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "device": str(self.session.precision.device),
+            **self.origin.tags,
         }
         roots = {name: getattr(self.config, name) for name in ("lr", "dropout", "batch_size", "seed")}
         in_sweep = self.origin.sweep_dir is not None
@@ -251,8 +252,8 @@ class _Attempt:
             "training_seconds": self.training_seconds,
             "attempt": self.number,
             "nonfinite_steps": self.progress.nonfinite_steps,
-            "parameters": self.session.num_parameters,
             "micro_batch_size": self.session.step.micro_batch_size,
+            "parameters": self.session.num_parameters,
             "overrides": list(self.origin.overrides),
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,

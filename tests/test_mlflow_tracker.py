@@ -181,9 +181,9 @@ def test_the_runs_of_a_sweep_share_a_parent(tmp_path: Path, uri: str) -> None:
 
     table = sweep / "comparison.csv"
     table.write_text("run,objective\n")
-    finish_parent(MlflowConfig(uri=uri), sweep, [table], {"best_objective": 1.25}, failed=False)
-    finish_parent(NoTrackingConfig(), sweep, [], {}, failed=True)
-    finish_parent(MlflowConfig(uri=uri), tmp_path, [], {}, failed=True)
+    finish_parent(MlflowConfig(uri=uri), sweep, [table], {"best_objective": 1.25}, status="completed")
+    finish_parent(NoTrackingConfig(), sweep, [], {}, status="failed")
+    finish_parent(MlflowConfig(uri=uri), tmp_path, [], {}, status="failed")
     parent = mirrored(uri, sweep)
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics == {"summary/best_objective": 1.25}

@@ -6,6 +6,7 @@ the job at hand. Nothing below `run.py` sees Hydra or OmegaConf.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lmtrain.config.saved import PRIMARY_CONFIG, RUN_GROUPS, SAVED_CONFIG
 from lmtrain.config.schema import SCHEMAS, ExperimentConfig
+from lmtrain.config.study_sweeper import register_sweeper
 from lmtrain.errors import ConfigError, RunFolderError
+from lmtrain.origin import Origin
 
 
 def config_dir() -> Path:
@@ -58,6 +61,7 @@ def register() -> None:
     OmegaConf.register_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("run_number", lambda number: f"{number:04d}", replace=True)
     Plugins.instance().register(ShippedConfigs)
+    register_sweeper()
 
 
 def _run_dir(resume: str | None, fresh: str) -> str:
@@ -195,6 +199,21 @@ def current_job() -> Job:
     )
 
 
+def first_objective(config: DictConfig) -> str:
+    """The name of what the runs of a multirun are ranked by."""
+    return str(config.objective[0] if OmegaConf.is_list(config.objective) else config.objective)
+
+
+def origin_of(config: DictConfig, job: Job) -> Origin:
+    """What the job's run folder and trackers are told of where the run comes from."""
+    return Origin(
+        changed=changed_settings(config, job),
+        overrides=job.overrides,
+        sweep_dir=job.sweep_dir,
+        files=hydra_folder(config),
+    )
+
+
 def hydra_folder(config: DictConfig) -> dict[str, str]:
     """Texts of the files Hydra keeps of a job, by path inside the run folder.
 
@@ -218,9 +237,7 @@ def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
     choices = {group: job.choices[group] for group in RUN_GROUPS if group in job.choices}
     baseline = _flat(_compose_choices(tuple(sorted(choices.items()))))
     changed = {key: value for key, value in _flat(config).items() if baseline.get(key) != value}
-    for key in ("resume", "sweep.name"):
-        changed.pop(key, None)
-    return choices | changed
+    return choices | {key: value for key, value in changed.items() if key != "resume" and not key.startswith("sweep.")}
 
 
 @functools.lru_cache(maxsize=64)
@@ -231,7 +248,15 @@ def _compose_choices(choices: tuple[tuple[str, str], ...]) -> DictConfig:
         overrides=[f"{group}={option}" for group, option in choices],
         run_mode=RunMode.RUN,
     )
-    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return without_hydra(composed)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A composed config without Hydra's own part, as a task gets it."""
+    task_config = copy.deepcopy(config)
+    with open_dict(task_config):
+        del task_config["hydra"]
+    return task_config
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:

@@ -49,6 +49,24 @@ def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConf
     return dataclasses.replace(config, device=device, precision=dataclasses.replace(config.precision, format=format))
 
 
+UNSEEN_IN_RESULTS = frozenset(
+    [
+        *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
+        *("trainer.sample_tokens", "data.path", "data.cache_dir", "parallel.num_threads", "force", "resume"),
+    ]
+)
+"""Settings that two trials of one study may differ in and still compare, but for rounding."""
+
+
+def study_settings(config: ExperimentConfig) -> dict[str, str]:
+    """The settings that all trials of a study share, by dotted key."""
+    flat = _flat(yaml.safe_load(to_yaml(config)))
+    kept = {
+        key: value for key, value in flat.items() if key not in UNSEEN_IN_RESULTS and not key.startswith("tracking")
+    }
+    return {key: str(value) for key, value in kept.items()}
+
+
 def resume_differences(saved_text: str, config: ExperimentConfig) -> list[str]:
     """What a resumed run would do otherwise than the run of this `config.yaml`: `key old → new`, a line each."""
     old, new = (_flat(yaml.safe_load(text)) for text in (saved_text, to_yaml(config)))

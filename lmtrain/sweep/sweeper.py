@@ -1,23 +1,263 @@
-"""What Hydra calls around a multirun."""
+"""What Hydra calls of a multirun: the study sweeper, its workers, and the summary of other sweeps.
+
+Owns the way between Hydra and a study: composing trials, launching workers. What a study is and how a worker goes on
+is in `study` and `worker`, which know no Hydra.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import run_job
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lmtrain.config import compose
-from lmtrain.config.schema import TrackingConfig
+from lmtrain.config.explain import COMPOSITION_ERRORS, explain
+from lmtrain.config.schema import ExperimentConfig, TrackingConfig
+from lmtrain.config.search_space import SearchSpace, current_value, matching_choice, parse_space
+from lmtrain.config.study_sweeper import build_pruner, build_sampler, directions_of, is_grid
+from lmtrain.errors import ConfigError, Interrupted, LmtrainError
+from lmtrain.machine import available_cores, count_gpus
 from lmtrain.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from lmtrain.run import RunResult
+    from lmtrain.sweep.study import FailurePolicy, StudyPlan
+    from lmtrain.training.trainer import Judge
 
 log = logging.getLogger(__name__)
 
+POINTS_TO_TRY = 20
+"""Points of a space that are composed before it is given up as impossible."""
+
+WORKER_FOLDER = ".workers"
+"""Inside a sweep folder: what Hydra makes for the jobs that are workers."""
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Makes the settings of a trial, as a launcher of Hydra does."""
+
+    config: DictConfig  # of the multirun
+    hydra_context: HydraContext
+    space: SearchSpace
+
+    def __call__(self, number: int, params: Mapping[str, Any]) -> DictConfig:
+        """The whole config, Hydra's part included. Raises what Hydra raises for settings that do not compose."""
+        words = self.space.words(params)
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        return config
+
+    def folder(self, number: int) -> Path:
+        """The run folder of a trial."""
+        return Path(self.config.hydra.sweep.dir).absolute() / f"{number:04d}"
+
+
+@dataclass(frozen=True)
+class HydraTrain:
+    """Trains a trial as a job of Hydra, with its share of this machine."""
+
+    compose: Compose
+    threads: int | None  # of a trial that does not say; None: the run decides
+
+    def folder(self, number: int) -> Path:
+        """The run folder of a trial."""
+        return self.compose.folder(number)
+
+    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+        """Make the run, or go on with it. Raises what the run raises."""
+        returned = run_job(
+            hydra_context=self.compose.hydra_context,
+            task_function=functools.partial(self._run, judge, number),
+            config=self.compose(number, params),
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            configure_logging=False,
+        )
+        if isinstance(returned.return_value, BaseException):
+            raise returned.return_value
+        return cast("RunResult", returned.return_value)
+
+    def _run(self, judge: Judge, number: int, config: DictConfig) -> RunResult | BaseException:
+        """Errors are returned: Hydra would announce them in its own words."""
+        from lmtrain.run import run_experiment
+
+        job = compose.current_job()
+        try:
+            settings = compose.parse_config(config)
+            origin = dataclasses.replace(compose.origin_of(config, job), tags={"trial": str(number)})
+            return run_experiment(self._seated(settings), job.run_dir, origin, judge)
+        except BaseException as error:
+            return error
+        finally:
+            RunDir(job.run_dir).discard_if_unused()
+
+    def _seated(self, settings: ExperimentConfig) -> ExperimentConfig:
+        """A trial goes on where it was; it takes its share of the cores."""
+        threads = settings.parallel.num_threads or self.threads
+        parallel = dataclasses.replace(settings.parallel, num_threads=threads)
+        return dataclasses.replace(settings, resume="auto", parallel=parallel)
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """What the launcher runs in each of its jobs: one worker, until no trial is left."""
+
+    plan: StudyPlan
+    train: HydraTrain
+    failures: FailurePolicy
+    devices: int  # GPUs to deal out; 0: the launcher does, or there are none
+
+    def __call__(self, config: DictConfig) -> int:
+        """Returns the number of the signal that stopped the worker, or 0."""
+        from lmtrain.sweep.study import SharedStudy
+        from lmtrain.sweep.worker import work
+
+        worker = int(HydraConfig.get().job.num)
+        _show_only_the_study()
+        if self.devices:
+            import torch
+
+            torch.cuda.set_device(worker % self.devices)
+        try:
+            work(SharedStudy(self.plan), self.train, worker=worker, failures=self.failures)
+        except Interrupted as error:
+            return error.exit_status - 128
+        return 0
+
+
+def _show_only_the_study() -> None:
+    """Let the console hear of the study and of warnings; what a run says is in its folder."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(
+                lambda record: record.levelno >= logging.WARNING or record.name.startswith("lmtrain.sweep")
+            )
+
+
+class StudySweeper(Sweeper):
+    """`hydra/sweeper=study`: a study of equal workers, each asking for its next trial when it is free."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self._config = config
+        self._context = hydra_context
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the study to its end. Raises LmtrainError for a wrong request, a failed study or an interruption."""
+        from lmtrain.sweep.coordinator import open_study, run_workers
+        from lmtrain.sweep.setup import define_study
+        from lmtrain.sweep.study import FailurePolicy
+
+        space = parse_space(self.settings["params"], arguments)
+        trials = Compose(self._config, self._context, space)
+        base = _settings_of_a_trial(trials)
+        plan = self._plan(trials, base)
+        workers, shared = self._workers(base)
+        sampler, pruner = (str(OmegaConf.to_container(self.settings[name])) for name in ("sampler", "pruner"))
+        study = open_study(plan, define_study(plan, base, sampler=sampler, pruner=pruner), force=base.force)
+        study.add_missing()
+        cores = available_cores()
+        task = WorkerTask(
+            plan,
+            HydraTrain(trials, threads=max(1, cores // workers) if shared else None),
+            FailurePolicy(max_retries=base.sweep.max_retries, stop_after=base.sweep.stop_after_failures),
+            devices=count_gpus() if shared else 0,
+        )
+        run_workers(study, functools.partial(self._launch, task, workers))
+
+    def _plan(self, trials: Compose, base: ExperimentConfig) -> StudyPlan:
+        from lmtrain.sweep.setup import first_evaluation, plan_study, token_budget
+
+        sampler, pruner = self.settings["sampler"], self.settings["pruner"]
+        seed = sampler.seed if sampler.get("seed") is not None else base.seed
+        first = first_evaluation(base)
+        make_sampler = functools.partial(build_sampler, sampler, int(seed))
+        make_pruner = functools.partial(build_pruner, pruner, first=first, budget=token_budget(base) or first)
+        make_sampler(0), make_pruner()  # refused here if their settings are wrong
+        composed = trials(0, {})
+        values = {name: current_value(composed, name) for name in trials.space.distributions}
+        found = {name: matching_choice(trials.space.distributions[name], value) for name, value in values.items()}
+        return plan_study(
+            self.settings,
+            base,
+            trials.space.distributions,
+            {name: value for name, value in found.items() if value is not None},
+            Path(self._config.hydra.sweep.dir).absolute(),
+            directions=directions_of(self.settings["direction"]),
+            grid=is_grid(sampler),
+            make_sampler=make_sampler,
+            make_pruner=make_pruner,
+            extend=self._custom_space(),
+        )
+
+    def _custom_space(self) -> Callable[[Trial], None] | None:
+        name = self.settings["custom_search_space"]
+        return None if name is None else functools.partial(get_method(str(name)), self._config)
+
+    def _workers(self, base: ExperimentConfig) -> tuple[int, bool]:
+        """How many workers to launch, and whether they share this machine."""
+        wanted, launcher = self.settings["n_jobs"], str(self._config.hydra.runtime.choices["hydra/launcher"])
+        if launcher == "basic":
+            if wanted is not None and wanted > 1:
+                log.warning("hydra/launcher=basic has one worker; for %d add hydra/launcher=joblib", wanted)
+            return 1, False
+        if launcher != "joblib":
+            return int(wanted or 1), False
+        from joblib import effective_n_jobs
+
+        at_once = effective_n_jobs(self._config.hydra.launcher.n_jobs)
+        if wanted is None and base.device in ("auto", "cuda"):
+            wanted = count_gpus()  # none: as many as the launcher runs
+        return min(int(wanted or at_once), at_once), True
+
+    def _launch(self, task: WorkerTask, workers: int) -> Sequence[Any]:
+        """Run workers on whatever launcher is chosen; returns what each returned."""
+        launcher: Launcher = Plugins.instance().instantiate_launcher(
+            config=self._config, hydra_context=self._context, task_function=cast(TaskFunction, task)
+        )
+        fixed = task.train.compose.space.fixed
+        jobs = [(*fixed, f"hydra.sweep.subdir={WORKER_FOLDER}/{number}") for number in range(workers)]
+        returned = launcher.launch(jobs, initial_job_idx=0)
+        return [job.return_value for job in returned]
+
+
+def _settings_of_a_trial(trials: Compose) -> ExperimentConfig:
+    """What a trial composes to, to be checked before anything starts; raises the first error if no point does."""
+    from lmtrain.sweep.setup import sample_points
+
+    first_error: Exception | None = None
+    for point in sample_points(trials.space.distributions, POINTS_TO_TRY):
+        try:
+            return compose.parse_config(compose.without_hydra(trials(0, point)))
+        except (LmtrainError, *COMPOSITION_ERRORS) as error:
+            first_error = first_error or error
+    assert first_error is not None
+    raise ConfigError(f"no setting of this space can be run: {explain(first_error)}") from first_error
+
 
 class SweepSummary(Callback):
-    """Compares the runs of a multirun at its end: a table here, files and pictures in the sweep folder."""
+    """Compares the runs of a multirun that is no study at its end: a table here, files and pictures in its folder."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all runs have ended, also when one of them raised."""
@@ -25,21 +265,24 @@ class SweepSummary(Callback):
         from lmtrain.tracking.mlflow import finish_parent
 
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
+        if config.hydra.sweeper._target_ == f"{StudySweeper.__module__}.{StudySweeper.__name__}":
+            return  # it sums up itself
         comparison = compare(sweep_dir)
         if not comparison.rows:
             _discard_if_unused(sweep_dir)
             return
-        objective = str(config.objective)
+        objective = compose.first_objective(config)
         print_table(comparison, objective)
         files = write_files(comparison, sweep_dir, objective)
         log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
         best = comparison.rows[0]
+        statuses = {row.result["status"] for row in comparison.rows}
         finish_parent(
             cast(TrackingConfig, OmegaConf.to_object(config.tracking)),
             sweep_dir,
             artifacts=files,
             metrics={} if best.result["objective"] is None else {f"best {objective}": best.objective},
-            failed=all(row.result["status"] == "failed" for row in comparison.rows),
+            status="interrupted" if "interrupted" in statuses else "failed" if statuses == {"failed"} else "completed",
         )
 
 
@@ -50,5 +293,11 @@ def _discard_if_unused(sweep_dir: Path) -> None:
         RunDir(sweep_dir).discard_if_unused()
 
 
+def register_plugins() -> None:
+    """Tell Hydra our configs and our sweeper. Safe to call again."""
+    compose.register()
+    Plugins.instance().register(StudySweeper)
+
+
 # A launcher's worker process unpickles the callback above before it composes anything, and so comes by here.
-compose.register()
+register_plugins()

@@ -160,13 +160,14 @@ def finish_parent(
     sweep_folder: Path,
     artifacts: Sequence[Path],
     metrics: Mapping[str, float],
-    failed: bool,
+    status: str,
 ) -> None:
     """End a sweep's parent run, if its runs were mirrored to MLflow. Warns instead of raising.
 
     Args:
         artifacts: files of the sweep folder to send along, for example the comparison.
         metrics: numbers about the whole sweep, shown as `summary/...`.
+        status: how it ended, as that of a run.
     """
     run_file = sweep_folder / RUN_FILE
     if not isinstance(config, MlflowConfig) or not run_file.exists():
@@ -178,7 +179,7 @@ def finish_parent(
             run = MlflowRun(client, json.loads(run_file.read_text())["run_id"])
             for path in artifacts:
                 run.log_artifact(path)
-            run.finish("failed" if failed else "completed", metrics, time.time())
+            run.finish(status, metrics, time.time())
         except Exception as error:
             _log.warning("MLflow at %s cannot be used (%s)", redact(tracking_uri(config)), one_line(error))
 

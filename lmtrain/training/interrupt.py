@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -16,8 +17,10 @@ class StopRequest:
     Outside the main thread signals cannot be handled, only the deadline counts.
     """
 
-    def __init__(self, deadline: float | None = None) -> None:
+    def __init__(self, deadline: float | None = None, on_signal: Callable[[], None] | None = None) -> None:
+        """`on_signal` is called at each signal, for those who have others to tell."""
         self._deadline = deadline
+        self._on_signal = on_signal
         self._signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -44,3 +47,5 @@ class StopRequest:
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
+        if self._on_signal is not None:
+            self._on_signal()

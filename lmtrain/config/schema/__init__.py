@@ -40,7 +40,8 @@ from lmtrain.config.schema.schedule import (
     ScheduleConfig,
     WarmupStableDecayConfig,
 )
-from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, SweepConfig, TrackingConfig
+from lmtrain.config.schema.sweep import ConfirmConfig, SweepConfig
+from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "AdamWConfig",
     "ByteConfig",
     "CharConfig",
+    "ConfirmConfig",
     "ConstantConfig",
     "CosineConfig",
     "CosineRestartsConfig",

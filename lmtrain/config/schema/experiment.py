@@ -35,7 +35,8 @@ from lmtrain.config.schema.schedule import (
     ScheduleConfig,
     WarmupStableDecayConfig,
 )
-from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, SweepConfig, TrackingConfig
+from lmtrain.config.schema.sweep import SweepConfig
+from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
 LOSSES = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")

@@ -1,10 +1,10 @@
-"""Settings of trackers and of sweeps."""
+"""Settings of trackers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmtrain.config.schema.rules import REQUIRED, require, require_positive
+from lmtrain.config.schema.rules import require_positive
 
 
 @dataclass(kw_only=True)
@@ -28,15 +28,3 @@ class MlflowConfig(TrackingConfig):
 
     def __post_init__(self) -> None:
         require_positive("tracking.", close_timeout=self.close_timeout)
-
-
-@dataclass(kw_only=True)
-class SweepConfig:
-    """The runs of one multirun."""
-
-    name: str = REQUIRED  # folder under multirun/ and name of the MLflow parent run
-
-    def __post_init__(self) -> None:
-        require(bool(self.name.strip()), "sweep.name must not be empty")
-        inside = not self.name.startswith("/") and ".." not in self.name.split("/")
-        require(inside, f"sweep.name must stay inside multirun/, got {self.name}; hydra.sweep.dir=PATH goes elsewhere")

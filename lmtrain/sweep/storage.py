@@ -1,0 +1,79 @@
+"""Where a study is kept: a journal file on one machine, a database for several."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import optuna
+import psutil
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+
+from lmtrain.errors import ConfigError
+from lmtrain.tracking.background import one_line
+from lmtrain.tracking.mlflow import redact
+
+NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "gpfs", "beegfs", "glusterfs", "ceph"}
+)
+
+_CREATION_ATTEMPTS = 5
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # a study has a display of its own
+
+
+def is_url(where: str) -> bool:
+    """Whether a storage is a database, not a file."""
+    return "://" in where
+
+
+def open_storage(where: str) -> BaseStorage:
+    """The storage at a database URL or a journal file's path. Raises ConfigError if it cannot be used."""
+    if not is_url(where):
+        return JournalStorage(JournalFileBackend(where))
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for attempt in range(_CREATION_ATTEMPTS):
+        try:
+            # A connection that the server closed overnight is opened again.
+            return optuna.storages.get_storage(RDBStorage(where, engine_kwargs={"pool_pre_ping": True}))
+        except (SQLAlchemyError, ImportError) as error:
+            # Two that create the tables at once: the slower one finds them there the next time.
+            if attempt == _CREATION_ATTEMPTS - 1 or not _may_be_there_now(error):
+                raise ConfigError(
+                    f"the study's storage {redact(where)} cannot be used: {one_line(error)}\n"
+                    "hydra.sweeper.storage=null keeps the study in a file of the sweep's folder"
+                ) from error
+    raise AssertionError("unreachable")
+
+
+def _may_be_there_now(error: Exception) -> bool:
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    text = str(error).lower()
+    return isinstance(error, IntegrityError | OperationalError | ProgrammingError) and (
+        "already exists" in text or "unique" in text or "duplicate" in text
+    )
+
+
+def doubts(where: str, *, workers: int) -> str | None:
+    """Why a storage may not serve so many workers, with what to use instead; None if it will."""
+    better = "use a database server: hydra.sweeper.storage=postgresql://USER:PASSWORD@HOST/DATABASE"
+    if where.startswith("sqlite:") and workers > 1:
+        return f"SQLite is not made for {workers} workers at once: leave hydra.sweeper.storage out, or {better}"
+    if not is_url(where) and (kind := filesystem_of(Path(where))) in NETWORK_FILESYSTEMS:
+        return f"{where} lies on a network filesystem ({kind}), where locks may not hold: {better}"
+    return None
+
+
+def filesystem_of(path: Path) -> str:
+    """The type of the filesystem a path lies on, as the system calls it."""
+    resolved = path.absolute()
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if resolved.is_relative_to(mount.mountpoint)]
+    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
+
+
+def journal_path(folder: Path) -> str:
+    """The journal file of a sweep folder."""
+    return os.fspath(folder / "study.journal")

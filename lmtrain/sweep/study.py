@@ -1,0 +1,296 @@
+"""The study that the workers of a sweep share: its trials, who works on which, and how they ended.
+
+Owns what is kept in Optuna's storage. Knows neither Hydra nor how a trial is trained.
+
+A trial is there from the start, WAITING; a worker claims it (RUNNING), and a trial whose worker died is put back, with
+its number, parameters and reports. So the storage alone says what is left to do, whoever asks and after any crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from lmtrain.sweep.lease import Lease, keep_renewing
+from lmtrain.sweep.sampling import SamplerPerTrial
+from lmtrain.sweep.storage import open_storage
+
+OPEN = (TrialState.WAITING, TrialState.RUNNING)
+"""States of trials that have not ended."""
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+"""... and of those that have."""
+
+_LEASE, _OUTCOME, _DEFINITION, _STOPPED, _ATTEMPTS, _SOURCE = (
+    *("lease", "outcome", "definition", "stopped", "attempts", "source"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """What a study searches and how; the same in each of its workers."""
+
+    name: str
+    storage: str  # database URL, or path of a journal file
+    folder: Path  # where the runs are, here
+    directions: tuple[Literal["minimize", "maximize"], ...]
+    space: Mapping[str, BaseDistribution]
+    num_trials: int  # in all, over every call of the command
+    starting_points: Sequence[Mapping[str, Any]] = ()  # parameters of the first trials; a missing one is sampled
+    make_sampler: Callable[[int], optuna.samplers.BaseSampler] = field(
+        default=lambda number: optuna.samplers.RandomSampler(seed=number)
+    )
+    """From the number of a trial, which its seed must follow from."""
+    make_pruner: Callable[[], optuna.pruners.BasePruner] = optuna.pruners.NopPruner
+    extend: Callable[[optuna.Trial], None] | None = None  # suggests further parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial ended, as the sampler and the reader are told."""
+
+    state: TrialState
+    values: tuple[float, ...] | None = None
+    infeasible: bool = False  # it cannot be done at all, so the sampler should keep away
+    details: Mapping[str, Any] = field(default_factory=dict)  # status, step, tokens, seconds, folder, reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailurePolicy:
+    """What becomes of trials that raise."""
+
+    max_retries: int = 1  # further attempts at a trial
+    stop_after: int = 3  # when so many trials, the first to end, failed alike, the study stops
+
+
+class LeaseLost(Exception):
+    """Another worker has taken the trial over: this one was thought dead."""
+
+
+class SharedStudy:
+    """A study in its storage, as one process sees it."""
+
+    def __init__(self, plan: StudyPlan) -> None:
+        """Opens the study and creates it if missing. Raises ConfigError if the storage cannot be used."""
+        self.plan = plan
+        self._storage = open_storage(plan.storage)
+        optuna.create_study(
+            study_name=plan.name, storage=self._storage, directions=plan.directions, load_if_exists=True
+        )
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials of the plan by number, all or those in some states."""
+        found = self._load().get_trials(deepcopy=False, states=states or None)
+        return [trial for trial in found if trial.number < self._end]
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study for reading."""
+        return self._load()
+
+    @property
+    def imported(self) -> int:
+        """How many trials, the first, come from an earlier study; they are not among the plan's own."""
+        return int(self._load().user_attrs.get(_SOURCE, 0))
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no more trials shall be begun, if that was decided."""
+        reason = self._load().user_attrs.get(_STOPPED)
+        return None if reason is None else str(reason)
+
+    def stop(self, reason: str | None) -> None:
+        """Begin no more trials, in any worker; None takes that back."""
+        self._load().set_user_attr(_STOPPED, reason)
+
+    def define(self, definition: Mapping[str, str]) -> list[str]:
+        """Note what the study is, the first time; later return what differs from that: `key old → new` each."""
+        study = self._load()
+        known = study.user_attrs.get(_DEFINITION)
+        if known is None:
+            study.set_user_attr(_DEFINITION, dict(definition))
+            return []
+        keys = dict.fromkeys([*known, *definition])
+        return [
+            f"{key} {known.get(key)} → {definition.get(key)}" for key in keys if known.get(key) != definition.get(key)
+        ]
+
+    def add_missing(self, earlier: Sequence[FrozenTrial] = ()) -> None:
+        """See to it that all trials of the plan are there, after those of an `earlier` study that fit the space."""
+        with self._alone():
+            study = self._load()
+            if earlier and not study.get_trials(deepcopy=False):
+                fitting = [copy for trial in earlier if (copy := self._imported(trial)) is not None]
+                study.set_user_attr(_SOURCE, len(fitting))
+                study.add_trials(fitting)
+            for _ in range(len(study.get_trials(deepcopy=False)), self._end):
+                study.add_trial(optuna.create_trial(state=TrialState.WAITING))
+
+    def claim(self, worker: int = 0) -> optuna.Trial | None:
+        """The next trial for this process, its parameters chosen; None if all have ended or are being worked on.
+
+        Puts the trials of dead workers back first: they have the lowest numbers and so come first.
+        """
+        with self._alone():
+            self._put_back_abandoned()
+            trial_id = self._take_waiting()
+            if trial_id is None:
+                return None
+            self._storage.set_trial_user_attr(trial_id, _LEASE, Lease.of_this_process(worker).as_dict())
+        return self._choose(trial_id)
+
+    @contextlib.contextmanager
+    def keep(self, trial: optuna.Trial) -> Iterator[None]:
+        """Hold the lease while entered: other machines hear now and then that this process is alive."""
+        with keep_renewing(lambda: self._renew(trial)):
+            yield
+
+    def require_lease(self, trial: optuna.Trial) -> None:
+        """Raise LeaseLost if the trial is no longer this process's."""
+        lease = self._storage.get_trial(trial._trial_id).user_attrs.get(_LEASE)
+        if lease is None or not Lease(**lease).is_of_this_process():
+            raise LeaseLost(f"trial {trial.number} was taken over by another worker")
+
+    def put_back(self, trial: optuna.Trial) -> None:
+        """Leave the trial to whoever claims it next."""
+        self.require_lease(trial)
+        self._note_attempt(trial._trial_id)
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    def tell(self, trial: optuna.Trial, outcome: Outcome) -> None:
+        """End the trial."""
+        self.require_lease(trial)
+        self._note_attempt(trial._trial_id)
+        trial.set_user_attr(_OUTCOME, dict(outcome.details))
+        if outcome.infeasible:
+            trial.set_constraint("feasible", 1.0)
+        trial.study.tell(trial, state=outcome.state, values=outcome.values)
+
+    def is_done(self) -> bool:
+        """Whether every trial of the plan has ended."""
+        return not self.trials(*OPEN)
+
+    def has_work(self) -> bool:
+        """Whether a worker that starts now would find a trial."""
+        return any(trial.state == TrialState.WAITING or _is_abandoned(trial) for trial in self.trials(*OPEN))
+
+    # ------------------------------------------------------------------------------------------- inside
+
+    @property
+    def _end(self) -> int:
+        """One past the number of the plan's last trial."""
+        return self.imported + self.plan.num_trials
+
+    def _load(self) -> optuna.Study:
+        """The study with nothing remembered of earlier looks."""
+        return optuna.load_study(study_name=self.plan.name, storage=self._storage)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other processes of this folder out. Other machines are held apart by the storage itself."""
+        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.plan.folder / ".claim.lock"):
+            yield
+
+    def _put_back_abandoned(self) -> None:
+        for trial in self.trials(TrialState.RUNNING):
+            if _is_abandoned(trial):
+                self._note_attempt(trial._trial_id)
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+    def _take_waiting(self) -> int | None:
+        for trial in self.trials(TrialState.WAITING):
+            # False: a worker of another machine was faster.
+            if self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                return int(trial._trial_id)
+        return None
+
+    def _choose(self, trial_id: int) -> optuna.Trial:
+        """The trial with a value for each parameter: kept, given, or sampled."""
+        number = self._storage.get_trial(trial_id).number
+        point = number - self.imported
+        if point < len(self.plan.starting_points):
+            self._storage.set_trial_system_attr(trial_id, "fixed_params", dict(self.plan.starting_points[point]))
+        study = optuna.load_study(
+            study_name=self.plan.name,
+            storage=self._storage,
+            sampler=SamplerPerTrial(self.plan.make_sampler),
+            pruner=self.plan.make_pruner(),
+        )
+        trial = optuna.Trial(study, trial_id)
+        for name, distribution in self.plan.space.items():
+            trial._suggest(name, distribution)
+        if self.plan.extend is not None:
+            self.plan.extend(trial)
+        return trial
+
+    def _renew(self, trial: optuna.Trial) -> None:
+        lease = self._storage.get_trial(trial._trial_id).user_attrs.get(_LEASE)
+        if lease is not None and Lease(**lease).is_of_this_process():
+            self._storage.set_trial_user_attr(trial._trial_id, _LEASE, Lease(**lease).renewed_now().as_dict())
+
+    def _note_attempt(self, trial_id: int) -> None:
+        """Keep who worked on a trial from when to when; the lease is overwritten by the next."""
+        trial = self._storage.get_trial(trial_id)
+        lease = trial.user_attrs.get(_LEASE)
+        if lease is not None:
+            mine = Lease(**lease).is_of_this_process()
+            ended = time.time() if mine else lease["renewed"]
+            attempt = {"worker": lease["worker"], "host": lease["host"], "begun": lease["begun"], "ended": ended}
+            self._storage.set_trial_user_attr(trial_id, _ATTEMPTS, [*trial.user_attrs.get(_ATTEMPTS, []), attempt])
+
+    def _imported(self, trial: FrozenTrial) -> FrozenTrial | None:
+        """A finished trial of another study as one of ours; None if it does not fit."""
+        space, ended = self.plan.space, trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        if not ended or not all(
+            name in trial.params and distribution._contains(distribution.to_internal_repr(trial.params[name]))
+            for name, distribution in space.items()
+        ):
+            return None
+        return optuna.create_trial(
+            state=trial.state,
+            values=trial.values,
+            params={name: trial.params[name] for name in space},
+            distributions=dict(space),
+            intermediate_values=trial.intermediate_values,
+            user_attrs={_OUTCOME: {**outcome_of(trial), "imported": True}},
+        )
+
+
+def outcome_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The details a trial was ended with; empty while it has not."""
+    return dict(trial.user_attrs.get(_OUTCOME, {}))
+
+
+def lease_of(trial: FrozenTrial) -> Lease | None:
+    """Who works or worked on a trial last."""
+    lease = trial.user_attrs.get(_LEASE)
+    return None if lease is None else Lease(**lease)
+
+
+def attempts_of(trial: FrozenTrial) -> list[dict[str, Any]]:
+    """Who worked on a trial: worker, host, begun and ended (seconds since the epoch) of each attempt."""
+    return list(trial.user_attrs.get(_ATTEMPTS, []))
+
+
+def _is_abandoned(trial: FrozenTrial) -> bool:
+    """Whether a trial is marked as running, and nobody runs it."""
+    lease = lease_of(trial)
+    if trial.state != TrialState.RUNNING:
+        return False
+    # Between RUNNING and the lease a worker needs a moment; one that died there leaves no lease.
+    return lease.is_dead() if lease is not None else not _begun_lately(trial)
+
+
+def _begun_lately(trial: FrozenTrial) -> bool:
+    begun = trial.datetime_start
+    return begun is not None and time.time() - begun.timestamp() < 30.0

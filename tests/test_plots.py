@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lmtrain.tracking.histograms import Histogram, append_histograms
 from lmtrain.tracking.plots import plot_comparison, plot_objective, plot_run
 
 
@@ -79,3 +80,28 @@ def test_plot_objective_takes_numbers_words_and_missing_keys(tmp_path: Path) -> 
     path = plot_objective(points, "val/loss", tmp_path / "objective.png")
     assert path is not None
     assert is_png(path)
+
+
+def diagnosed(num_steps: int, num_layers: int) -> list[dict[str, float]]:
+    return [
+        {"step": step, "tokens": step, f"diagnostics/{kind}/block_{layer:02d}": 0.0 if step == 2 else 1 / (1 + layer)}
+        for step in range(1, num_steps + 1)
+        for kind in ("grad_norm", "weight_norm", "update_ratio")
+        for layer in range(num_layers)
+    ]
+
+
+@pytest.mark.parametrize(("num_steps", "num_layers"), [(1, 1), (3, 4), (20, 60)])
+def test_diagnostics_are_drawn_for_models_of_any_depth(tmp_path: Path, num_steps: int, num_layers: int) -> None:
+    for step in range(1, num_steps + 1):
+        layers = {f"block_{i:02d}": Histogram(-1.0, 1.0, [step, 0, 3]) for i in range(num_layers)}
+        append_histograms(tmp_path / "histograms.jsonl", step, layers)
+    written = plot_run([*run_records(), *diagnosed(num_steps, num_layers)], tmp_path, tmp_path / "histograms.jsonl")
+    names = ["loss.png", "training.png", "gradient_flow.png", "parameter_histograms.png"]
+    assert [path.name for path in written] == names
+    assert all(is_png(path) for path in written)
+
+
+def test_a_gradient_norm_that_is_not_finite_does_not_break_the_picture(tmp_path: Path) -> None:
+    broken = {"step": 1, "tokens": 1, "diagnostics/grad_norm/block_0": math.nan, "diagnostics/grad_norm/block_1": 1.0}
+    assert tmp_path / "gradient_flow.png" in plot_run([broken], tmp_path)

@@ -304,3 +304,43 @@ def test_the_last_evaluation_is_told_but_ends_nothing() -> None:
     script.trainer.judge = lambda tokens, score: bool(told.append((tokens, score))) or True
     assert script.fit() == "completed"
     assert told == [(2 * TOKENS, 5.0)]
+
+
+def test_a_loss_spike_is_told_once_however_long_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    script = Script([1.0], total_steps=60, eval_every=100)
+    script.loss_of = lambda step: 5.0 if 40 <= step < 50 else 1.0 + 0.01 * (step % 3)
+    script.fit()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "step 41: loss spike: 5, where the median of the latest 32 records is 1.01"
+
+
+def test_a_spike_is_told_of_after_a_resume_as_without_one(caplog: pytest.LogCaptureFixture) -> None:
+    """What it is compared with is in the progress, which is saved as JSON."""
+    first = Script([1.0], total_steps=40, eval_every=100)
+    first.fit()
+    saved = Progress(**json.loads(json.dumps(asdict(first.trainer.progress))))
+    second = Script([1.0], total_steps=50, eval_every=100, progress=saved)
+    second.loss_of = lambda step: 5.0
+    second.fit()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["step 41"]
+
+
+class Watcher:
+    """Diagnostics that only note which steps they were asked about."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def report(self, step: int) -> dict[str, float]:
+        self.steps.append(step)
+        return {"diagnostics/seen": 1.0}
+
+
+def test_diagnostics_look_at_the_first_the_last_and_every_nth_step_not_at_dropped_ones() -> None:
+    script = Script([1.0] * 2, total_steps=11, eval_every=100, diagnostics_every=4, log_every=10)
+    script.bad_steps = {7}
+    watcher = script.trainer.diagnostics = Watcher()  # type: ignore[assignment]
+    script.fit()
+    assert watcher.steps == [1, 4, 11]
+    assert [r["step"] for r in script.records if "diagnostics/seen" in r] == [1, 4, 11]
+    assert [r["step"] for r in script.records if "train/loss" in r] == [10, 11]

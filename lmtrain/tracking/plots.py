@@ -1,8 +1,4 @@
-"""Pictures of runs, drawn from their metrics records and written as PNG files.
-
-Draws with matplotlib's objects on the Agg canvas: no window, no global state, safe in any thread. Colours are
-those of Okabe and Ito, which people with any colour vision can tell apart.
-"""
+"""Pictures of runs, drawn from their metrics records and written as PNG files."""
 
 from __future__ import annotations
 
@@ -12,14 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmtrain.tracking.diagnostic_plots import draw_gradient_flow, draw_histograms
+from lmtrain.tracking.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    PALETTE,
+    SKY,
+    VERMILION,
+    Records,
+    new_figure,
+    save_figure,
+    series,
+    si_formatter,
+)
+from lmtrain.tracking.histograms import read_histograms
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-_PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-_GREY, _INK = "#B8B8B8", "#333333"
-_DPI = 150
 _MAX_LEVELS = 6  # a setting with at most so many values gets a tick for each
 _LABELLED_RUNS = 12  # a comparison names at most so many runs; the others are drawn grey
 _LABELS = {
@@ -31,7 +40,6 @@ _LABELS = {
     "train/grad_norm": "gradient norm",
     "train/tokens_per_second": "tokens per second",
 }
-Records = Sequence[Mapping[str, float]]
 
 
 def plot_run(records: Records, folder: Path, histograms: Path | None = None) -> list[Path]:
@@ -42,9 +50,14 @@ def plot_run(records: Records, folder: Path, histograms: Path | None = None) -> 
     Returns:
         The files written.
     """
-    pictures = {"loss.png": _draw_loss(records), "training.png": _draw_training(records)}
+    pictures = {
+        "loss.png": _draw_loss(records),
+        "training.png": _draw_training(records),
+        "gradient_flow.png": draw_gradient_flow(records),
+        "parameter_histograms.png": draw_histograms({} if histograms is None else read_histograms(histograms)),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    return [_save(figure, folder / name) for name, figure in pictures.items() if figure is not None]
+    return [save_figure(figure, folder / name) for name, figure in pictures.items() if figure is not None]
 
 
 def plot_comparison(runs: Sequence[tuple[str, Records]], path: Path) -> Path | None:
@@ -58,20 +71,20 @@ def plot_comparison(runs: Sequence[tuple[str, Records]], path: Path) -> Path | N
         The file, or None when no run has a loss to show.
     """
     # One evaluation a run is no curve: the training loss then says more.
-    evaluated = any(len(_series(records, "val/loss")[0]) > 1 for _, records in runs)
+    evaluated = any(len(series(records, "val/loss")[0]) > 1 for _, records in runs)
     metric = "val/loss" if evaluated else "train/loss"
-    curves = [(label, *_series(records, metric, "tokens")) for label, records in runs]
+    curves = [(label, *series(records, metric, "tokens")) for label, records in runs]
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         return None
-    figure, (axes,) = _figure(width=9.0)
+    figure, (axes,) = new_figure(width=9.0)
     for rank, (label, tokens, losses) in reversed(list(enumerate(curves))):
         named = rank < _LABELLED_RUNS
         axes.plot(
             tokens,
             losses,
-            color=_PALETTE[rank % len(_PALETTE)] if named else _GREY,
-            linestyle="-" if rank < len(_PALETTE) else "--",
+            color=PALETTE[rank % len(PALETTE)] if named else GREY,
+            linestyle="-" if rank < len(PALETTE) else "--",
             linewidth=1.8 if named else 0.8,
             marker="o" if len(tokens) < 30 else None,
             markersize=3,
@@ -91,9 +104,9 @@ def plot_comparison(runs: Sequence[tuple[str, Records]], path: Path) -> Path | N
     )
     _limit_to_typical(axes, [losses for _, _, losses in curves])
     axes.set_xlabel("tokens")
-    axes.xaxis.set_major_formatter(_si_formatter())
+    axes.xaxis.set_major_formatter(si_formatter())
     axes.set_ylabel(_LABELS[metric])
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_objective(points: Sequence[tuple[Mapping[str, Any], float]], objective: str, path: Path) -> Path | None:
@@ -112,7 +125,7 @@ def plot_objective(points: Sequence[tuple[Mapping[str, Any], float]], objective:
     if not keys:
         return None
     columns = min(len(keys), 3)
-    figure, panels = _figure(
+    figure, panels = new_figure(
         rows=-(-len(keys) // columns), columns=columns, width=1.2 + 3.2 * columns, panel_height=3.4
     )
     best = min(value for _, value in points)
@@ -128,15 +141,15 @@ def plot_objective(points: Sequence[tuple[Mapping[str, Any], float]], objective:
     for axes in panels[::columns]:
         axes.set_ylabel(_LABELS.get(objective, objective))
     panels[0].legend(loc="best", framealpha=0.8, edgecolor="none")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_loss(records: Records) -> Figure | None:
-    steps, losses = _series(records, "train/loss")
-    val_steps, val_losses = _series(records, "val/loss")
+    steps, losses = series(records, "train/loss")
+    val_steps, val_losses = series(records, "val/loss")
     if not steps and not val_steps:
         return None
-    figure, (axes,) = _figure(width=8.0)
+    figure, (axes,) = new_figure(width=8.0)
     if steps:
         smoothed = _smooth(losses)
         axes.plot(steps, losses, color=SKY, alpha=0.6, linewidth=0.8)
@@ -162,13 +175,13 @@ def _draw_training(records: Records) -> Figure | None:
             ("train/grad_norm", VERMILION),
             ("train/tokens_per_second", GREEN),
         )
-        if _series(records, metric)[0]
+        if series(records, metric)[0]
     ]
     if not metrics:
         return None
-    figure, panels = _figure(rows=len(metrics), width=8.0, panel_height=1.9, share_x=True)
+    figure, panels = new_figure(rows=len(metrics), width=8.0, panel_height=1.9, share_x=True)
     for axes, (metric, colour) in zip(panels, metrics, strict=True):
-        steps, values = _series(records, metric)
+        steps, values = series(records, metric)
         axes.plot(steps, values, color=colour, linewidth=1.4)
         axes.set_ylabel(_LABELS[metric])
         if min(values) > 0 and max(values) > 20 * statistics.median(values):
@@ -176,17 +189,10 @@ def _draw_training(records: Records) -> Figure | None:
         else:
             axes.set_ylim(bottom=0)
         if max(values) >= 10_000:
-            axes.yaxis.set_major_formatter(_si_formatter())
+            axes.yaxis.set_major_formatter(si_formatter())
     panels[-1].set_xlabel("step")
     _add_token_axis(panels[0], records)
     return figure
-
-
-def _series(records: Records, metric: str, over: str = "step") -> tuple[list[float], list[float]]:
-    """The points of a metric, those that are not finite left out."""
-    points = [(record[over], record[metric]) for record in records if metric in record]
-    points = [(x, y) for x, y in points if math.isfinite(y)]
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
@@ -194,24 +200,6 @@ def _smooth(values: Sequence[float]) -> list[float]:
     last, reach = len(values) - 1, len(values) // 40
     spans = ((i, min(i, last - i, reach)) for i in range(len(values)))
     return [statistics.median(values[i - span : i + span + 1]) for i, span in spans]
-
-
-def _figure(
-    *, rows: int = 1, columns: int = 1, width: float, panel_height: float = 4.4, share_x: bool = False
-) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    height = panel_height * rows if rows > 1 else max(panel_height, 4.0)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=share_x).flat)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#E6E6E6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=_INK, labelsize=9)
-    return figure, panels
 
 
 def _label_end(axes: Axes, x: float, y: float, text: str, colour: str, *, above: bool) -> None:
@@ -250,15 +238,8 @@ def _add_token_axis(axes: Axes, records: Records) -> None:
     )
     top = axes.secondary_xaxis("top", functions=scale)
     top.set_xlabel("tokens")
-    top.xaxis.set_major_formatter(_si_formatter())
-    top.tick_params(colors=_INK, labelsize=9)
-
-
-def _si_formatter() -> Any:
-    """250k, 1.5M: short tick labels."""
-    from matplotlib.ticker import EngFormatter
-
-    return EngFormatter(sep="")
+    top.xaxis.set_major_formatter(si_formatter())
+    top.tick_params(colors=INK, labelsize=9)
 
 
 def _place(axes: Axes, settings: Sequence[Any]) -> list[float]:
@@ -290,8 +271,3 @@ def _spread_over_magnitudes(levels: Sequence[float]) -> bool:
         (levels[0] + levels[-1]) / 2,
     )
     return abs(median - geometric) < abs(median - arithmetic)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=_DPI)
-    return path

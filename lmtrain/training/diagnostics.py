@@ -7,17 +7,17 @@ trainer's; drawing is in `tracking/`.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lmtrain.tracking.histograms import Histogram, append_histograms
+from lmtrain.training.memory import out_of_memory_recognized
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class Diagnostics:
             "weight_norm": [nn.utils.get_total_norm(layer) for layer in self._layers.values()],
         }
         try:
-            self._before = [p.clone() for p in self._parameters]
+            with out_of_memory_recognized():
+                self._before = [p.clone() for p in self._parameters]
         except torch.OutOfMemoryError:
             self._before = None
             log.warning("diagnostics: no memory for a copy of the weights, so update ratios are left out")
@@ -105,23 +106,21 @@ def by_layer(model: nn.Module) -> dict[str, list[Tensor]]:
 def weight_histograms(layers: dict[str, list[Tensor]]) -> dict[str, Histogram]:
     """How the matrices of each layer are distributed, and under `gains` all vectors, which are of another size.
 
-    The bins of a histogram reach as far as its largest weight on both sides of zero; every weight is counted once.
+    The bins of a histogram reach from the smallest weight to the largest; every weight is counted once.
     """
     groups = {name: [p for p in layer if p.ndim >= 2] for name, layer in layers.items()}
     groups["gains"] = [p for layer in layers.values() for p in layer if p.ndim < 2]
-    groups = {name: group for name, group in groups.items() if group}
-    largest = torch.stack([torch.stack(torch._foreach_norm(group, math.inf)).max() for group in groups.values()])
-    limits = [limit or 1.0 for limit in largest.tolist()]  # of zeros alone any bins will do
-    counts = torch.stack([_count(group, limit) for group, limit in zip(groups.values(), limits, strict=True)]).tolist()
-    return {
-        name: Histogram(-limit, limit, counted) for name, limit, counted in zip(groups, limits, counts, strict=True)
-    }
+    return {name: _histogram(group) for name, group in groups.items() if group}
 
 
-def _count(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """Counts [NUM_BINS] int64 of all values from -limit to limit."""
+def _histogram(parameters: Sequence[Tensor]) -> Histogram:
+    ends = torch.stack([torch.stack(torch.aminmax(p)) for p in parameters])
+    low, high = ends.min().item(), ends.max().item()
+    if low == high:
+        low, high = low - 0.5, high + 0.5
     pieces = [piece for p in parameters for piece in torch.split(p.flatten(), EXACT_COUNTS)]
-    return torch.stack([torch.histc(piece, NUM_BINS, min=-limit, max=limit).long() for piece in pieces]).sum(dim=0)
+    counts = torch.stack([torch.histc(piece, NUM_BINS, min=low, max=high).long() for piece in pieces]).sum(dim=0)
+    return Histogram(low, high, counts.tolist())
 
 
 def is_spike(loss: float, before: Sequence[float]) -> bool:

@@ -14,7 +14,9 @@ import psutil
 from optuna.trial import TrialState
 
 from lmtrain.errors import Interrupted, RunError, RunFolderError
+from lmtrain.sweep.reading import write_description
 from lmtrain.sweep.study import SharedStudy, StudyPlan, lease_of
+from lmtrain.tracking.background import one_line
 from lmtrain.training.interrupt import StopRequest
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ def open_study(plan: StudyPlan, definition: Mapping[str, str], *, force: bool) -
             f"{plan.folder} holds another study: {'; '.join(differences)}\n"
             "give this one a name of its own with sweep.name=NAME, or add force=true to go on all the same"
         )
+    write_description(plan)
     return study
 
 
@@ -46,7 +49,8 @@ def run_workers(study: SharedStudy, launch: Callable[[], Sequence[int]]) -> None
     with StopRequest(on_signal=lambda: _tell_workers(study)) as stop:
         while study.stopped is None and study.has_work():
             before = _state(study)
-            stopped_by = stop.signal or _launched(launch) or stop.signal
+            worker_stopped_by = _launched(launch)
+            stopped_by = stop.signal or worker_stopped_by
             if stopped_by:
                 name = signal.Signals(stopped_by).name
                 raise Interrupted(f"stopped by {name}; the same command goes on with the study", stopped_by)
@@ -62,7 +66,7 @@ def _launched(launch: Callable[[], Sequence[int]]) -> int:
     try:
         return max(launch(), default=0)
     except Exception as error:
-        log.warning("a worker died (%s: %s); its trial goes on from its checkpoint", type(error).__name__, error)
+        log.warning("a worker died (%s); its trial goes on from its checkpoint", one_line(error))
         return 0
 
 

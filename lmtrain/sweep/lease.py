@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 RENEW_SECONDS = 60.0
+RENEW_OFTEN_SECONDS = 2.0  # where the storage is written to anyway
 DEAD_AFTER_SECONDS = 300.0
 """A lease of another machine, not renewed for so long, is void."""
 
@@ -52,6 +53,11 @@ class Lease:
             renewed=now,
         )
 
+    @property
+    def age(self) -> float:
+        """Seconds since it was renewed."""
+        return time.time() - self.renewed
+
     def renewed_now(self) -> Lease:
         """The same lease, just renewed."""
         return replace(self, renewed=time.time())
@@ -69,7 +75,7 @@ class Lease:
         if self.host == platform.node() and self.boot != _boot_id():
             return True  # the machine was started again
         if not self.is_of_this_machine():
-            return time.time() - self.renewed > DEAD_AFTER_SECONDS
+            return self.age > DEAD_AFTER_SECONDS
         try:
             process = psutil.Process(self.pid)
             return not self._is_process(process) or process.status() == psutil.STATUS_ZOMBIE

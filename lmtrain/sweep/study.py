@@ -20,7 +20,7 @@ from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from lmtrain.sweep.lease import Lease, keep_renewing
+from lmtrain.sweep.lease import RENEW_OFTEN_SECONDS, Lease, keep_renewing
 from lmtrain.sweep.sampling import SamplerPerTrial
 from lmtrain.sweep.storage import open_storage
 
@@ -52,6 +52,8 @@ class StudyPlan:
     """From the number of a trial, which its seed must follow from."""
     make_pruner: Callable[[], optuna.pruners.BasePruner] = optuna.pruners.NopPruner
     extend: Callable[[optuna.Trial], None] | None = None  # suggests further parameters
+    objectives: tuple[str, ...] = ("val/loss",)  # names, one for each direction; for readers
+    budget_tokens: int | None = None  # of a whole trial, if known; for readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +153,17 @@ class SharedStudy:
     @contextlib.contextmanager
     def keep(self, trial: optuna.Trial) -> Iterator[None]:
         """Hold the lease while entered: other machines hear now and then that this process is alive."""
-        with keep_renewing(lambda: self._renew(trial)):
+        with keep_renewing(lambda: self.require_lease(trial)):
             yield
 
     def require_lease(self, trial: optuna.Trial) -> None:
-        """Raise LeaseLost if the trial is no longer this process's."""
-        lease = self._storage.get_trial(trial._trial_id).user_attrs.get(_LEASE)
-        if lease is None or not Lease(**lease).is_of_this_process():
+        """Raise LeaseLost if the trial is no longer this process's; else renew the lease, if it is time."""
+        attributes = self._storage.get_trial(trial._trial_id).user_attrs.get(_LEASE)
+        lease = None if attributes is None else Lease(**attributes)
+        if lease is None or not lease.is_of_this_process():
             raise LeaseLost(f"trial {trial.number} was taken over by another worker")
+        if lease.age > RENEW_OFTEN_SECONDS:
+            self._storage.set_trial_user_attr(trial._trial_id, _LEASE, lease.renewed_now().as_dict())
 
     def put_back(self, trial: optuna.Trial) -> None:
         """Leave the trial to whoever claims it next."""
@@ -181,7 +186,7 @@ class SharedStudy:
 
     def has_work(self) -> bool:
         """Whether a worker that starts now would find a trial."""
-        return any(trial.state == TrialState.WAITING or _is_abandoned(trial) for trial in self.trials(*OPEN))
+        return any(trial.state == TrialState.WAITING or is_abandoned(trial) for trial in self.trials(*OPEN))
 
     # ------------------------------------------------------------------------------------------- inside
 
@@ -203,7 +208,7 @@ class SharedStudy:
 
     def _put_back_abandoned(self) -> None:
         for trial in self.trials(TrialState.RUNNING):
-            if _is_abandoned(trial):
+            if is_abandoned(trial):
                 self._note_attempt(trial._trial_id)
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
@@ -232,11 +237,6 @@ class SharedStudy:
         if self.plan.extend is not None:
             self.plan.extend(trial)
         return trial
-
-    def _renew(self, trial: optuna.Trial) -> None:
-        lease = self._storage.get_trial(trial._trial_id).user_attrs.get(_LEASE)
-        if lease is not None and Lease(**lease).is_of_this_process():
-            self._storage.set_trial_user_attr(trial._trial_id, _LEASE, Lease(**lease).renewed_now().as_dict())
 
     def _note_attempt(self, trial_id: int) -> None:
         """Keep who worked on a trial from when to when; the lease is overwritten by the next."""
@@ -282,7 +282,7 @@ def attempts_of(trial: FrozenTrial) -> list[dict[str, Any]]:
     return list(trial.user_attrs.get(_ATTEMPTS, []))
 
 
-def _is_abandoned(trial: FrozenTrial) -> bool:
+def is_abandoned(trial: FrozenTrial) -> bool:
     """Whether a trial is marked as running, and nobody runs it."""
     lease = lease_of(trial)
     if trial.state != TrialState.RUNNING:

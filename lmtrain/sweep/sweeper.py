@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,7 @@ class WorkerTask:
     train: HydraTrain
     failures: FailurePolicy
     devices: int  # GPUs to deal out; 0: the launcher does, or there are none
+    coordinator: int | None  # the process that started the worker as its child; None: it is no child
 
     def __call__(self, config: DictConfig) -> int:
         """Returns the number of the signal that stopped the worker, or 0."""
@@ -137,10 +139,17 @@ class WorkerTask:
 
             torch.cuda.set_device(worker % self.devices)
         try:
-            work(SharedStudy(self.plan), self.train, worker=worker, failures=self.failures)
+            work(
+                SharedStudy(self.plan), self.train, worker=worker, failures=self.failures, is_orphan=self._is_orphan
+            )
         except Interrupted as error:
+            if self._is_orphan():  # a pool's process would wait minutes for another task
+                os._exit(error.exit_status)
             return error.exit_status - 128
         return 0
+
+    def _is_orphan(self) -> bool:
+        return self.coordinator not in (None, os.getpid(), os.getppid())
 
 
 def _show_only_the_study() -> None:
@@ -183,6 +192,7 @@ class StudySweeper(Sweeper):
             HydraTrain(trials, threads=max(1, cores // workers) if shared else None),
             FailurePolicy(max_retries=base.sweep.max_retries, stop_after=base.sweep.stop_after_failures),
             devices=count_gpus() if shared else 0,
+            coordinator=os.getpid() if shared else None,
         )
         run_workers(study, functools.partial(self._launch, task, workers))
 

@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,18 +39,35 @@ class Train(Protocol):
         """The run folder of a trial."""
 
 
-def work(study: SharedStudy, train: Train, *, worker: int = 0, failures: FailurePolicy | None = None) -> None:
-    """Train trials until none is left. Raises Interrupted when a signal asked to stop; the trial is put back."""
+def work(
+    study: SharedStudy,
+    train: Train,
+    *,
+    worker: int = 0,
+    failures: FailurePolicy | None = None,
+    is_orphan: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train trials until none is left. Raises Interrupted when a signal asked to stop; the trial is put back.
+
+    `is_orphan` tells that whoever started the worker was killed, which counts as such a signal.
+    """
     policy = failures or FailurePolicy()
-    parent = os.getppid()
+
+    def stop_if_orphaned() -> None:
+        if is_orphan():
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with StopRequest() as stop:  # between trials; during one, the run listens itself
-        while study.stopped is None and (trial := study.claim(worker)) is not None:
+        while study.stopped is None:
+            stop_if_orphaned()
             if stop.signal is not None:
-                study.put_back(trial)
                 raise Interrupted("stopped between two trials", stop.signal)
+            trial = study.claim(worker)
+            if trial is None:
+                return
             try:
                 with study.keep(trial):
-                    outcome = _attempt(study, trial, train, policy, parent)
+                    outcome = _attempt(study, trial, train, policy, stop_if_orphaned)
             except LeaseLost as error:
                 log.warning("%s: its run here is dropped", error)
                 continue
@@ -61,13 +78,14 @@ def work(study: SharedStudy, train: Train, *, worker: int = 0, failures: Failure
             _stop_if_all_fail_alike(study, policy)
 
 
-def _attempt(study: SharedStudy, trial: optuna.Trial, train: Train, policy: FailurePolicy, parent: int) -> Outcome:
+def _attempt(
+    study: SharedStudy, trial: optuna.Trial, train: Train, policy: FailurePolicy, at_evaluation: Callable[[], None]
+) -> Outcome:
     folder = train.folder(trial.number)
 
     def judge(tokens: int, score: float) -> bool:
         study.require_lease(trial)
-        if os.getppid() != parent:  # whoever started this worker is gone: stop as if asked to
-            os.kill(os.getpid(), signal.SIGTERM)
+        at_evaluation()
         return _verdict(trial, tokens, score)
 
     for attempt in range(policy.max_retries + 1):

@@ -70,6 +70,8 @@ def plan_study(
         make_sampler=make_sampler,
         make_pruner=make_pruner,
         extend=extend,
+        objectives=base.objectives,
+        budget_tokens=token_budget(base),
     )
 
 

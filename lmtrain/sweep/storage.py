@@ -28,8 +28,13 @@ def is_url(where: str) -> bool:
     return "://" in where
 
 
-def open_storage(where: str) -> BaseStorage:
-    """The storage at a database URL or a journal file's path. Raises ConfigError if it cannot be used."""
+def open_storage(where: str, *, create: bool = True) -> BaseStorage:
+    """The storage at a database URL or a journal file's path. Raises ConfigError if it cannot be used.
+
+    `create=False`: it must be there already.
+    """
+    if not create and (file := _file_of(where)) is not None and not file.is_file():
+        raise ConfigError(f"the study's storage {file} is not there")  # to open it would create it
     if not is_url(where):
         return JournalStorage(JournalFileBackend(where))
     from sqlalchemy.exc import SQLAlchemyError
@@ -37,15 +42,26 @@ def open_storage(where: str) -> BaseStorage:
     for attempt in range(_CREATION_ATTEMPTS):
         try:
             # A connection that the server closed overnight is opened again.
-            return optuna.storages.get_storage(RDBStorage(where, engine_kwargs={"pool_pre_ping": True}))
+            return optuna.storages.get_storage(
+                RDBStorage(where, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
+            )
         except (SQLAlchemyError, ImportError) as error:
             # Two that create the tables at once: the slower one finds them there the next time.
             if attempt == _CREATION_ATTEMPTS - 1 or not _may_be_there_now(error):
+                instead = "hydra.sweeper.storage=null keeps the study in a file of the sweep's folder"
                 raise ConfigError(
-                    f"the study's storage {redact(where)} cannot be used: {one_line(error)}\n"
-                    "hydra.sweeper.storage=null keeps the study in a file of the sweep's folder"
+                    f"the study's storage {redact(where)} cannot be used: {one_line(error)}"
+                    + (f"\n{instead}" if create else "")
                 ) from error
     raise AssertionError("unreachable")
+
+
+def _file_of(where: str) -> Path | None:
+    """The file of a storage; None if it is on a server."""
+    if not is_url(where):
+        return Path(where)
+    path = where.partition("///")[2] if where.startswith("sqlite") else ""
+    return Path(path.partition("?")[0]) if path else None
 
 
 def _may_be_there_now(error: Exception) -> bool:

@@ -6,6 +6,7 @@ Only light modules are imported here, so that help and wrong requests answer at 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import sys
@@ -23,6 +24,8 @@ from lmtrain.config.saved import SAVED_CONFIG
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
 from lmtrain.sweep.sweeper import register_plugins
+
+log = logging.getLogger(__name__)
 
 TRUSTED_TARGETS = ("lmtrain.*", "hydra.*", "hydra_plugins.*", "optuna.*", "logging.*")
 """What a config's `_target_` may name; Hydra refuses anything else, also in a config file from a stranger."""
@@ -53,10 +56,14 @@ def task(config: DictConfig) -> float:
 
 def _run_job(config: DictConfig, job: compose.Job) -> float:
     settings = compose.parse_config(config)
+    if job.sweep_dir is None and any(word.lstrip("+").startswith(("sweep=", "sweep.")) for word in job.overrides):
+        log.warning("this makes one run: what sweep says is for --multirun")
     from lmtrain.run import run_experiment
+    from lmtrain.sweep.grid import run_in_grid
 
+    run = run_experiment if job.sweep_dir is None else run_in_grid
     try:
-        result = run_experiment(settings, job.run_dir, compose.origin_of(config, job))
+        result = run(settings, job.run_dir, compose.origin_of(config, job))
     except LmtrainError:
         raise
     except Exception as error:

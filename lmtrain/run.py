@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ class RunResult:
     seconds: float  # of this attempt, from its first line to its last
 
 
+def ended_for_good(folder: RunDir) -> RunResult | None:
+    """How the run in a folder ended; None if there is none, or one that was interrupted or failed and may go on."""
+    content = folder.read_result()
+    if content is None or content["status"] in ("interrupted", "failed"):
+        return None
+    return RunResult(**{field.name: content[field.name] for field in fields(RunResult)})
+
+
 def run_experiment(
     config: ExperimentConfig, run_dir: Path, origin: Origin | None = None, judge: Judge | None = None
 ) -> RunResult:
@@ -93,7 +101,9 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
                 f"{folder} already holds a run; continue it with resume={folder} or choose another folder"
             )
         return False
-    there = CheckpointFolder(folder.checkpoints).has_any()
+    checkpoints = CheckpointFolder(folder.checkpoints)
+    checkpoints.require_not_removed()
+    there = checkpoints.has_any()
     if not there and folder.is_run():
         log.warning("%s has no checkpoint yet: starting it again from step 0", folder)
     if there and not config.force:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import yaml
@@ -67,10 +68,13 @@ def study_settings(config: ExperimentConfig) -> dict[str, str]:
     return {key: str(value) for key, value in kept.items()}
 
 
-def resume_differences(saved_text: str, config: ExperimentConfig) -> list[str]:
-    """What a resumed run would do otherwise than the run of this `config.yaml`: `key old → new`, a line each."""
+def resume_differences(saved_text: str, config: ExperimentConfig, free: Collection[str] = FREE_ON_RESUME) -> list[str]:
+    """What a resumed run would do otherwise than the run of this `config.yaml`: `key old → new` of each that differs.
+
+    The settings in `free`, `force` and those of tracking may.
+    """
     old, new = (_flat(yaml.safe_load(text)) for text in (saved_text, to_yaml(config)))
-    keys = [key for key in {**old, **new} if key not in FREE_ON_RESUME and not key.startswith("tracking")]
+    keys = [key for key in {**old, **new} if key not in free and not key.startswith("tracking")]
     return [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if key != "force" and old.get(key) != new.get(key)]
 
 

@@ -23,6 +23,9 @@ from lmtrain.tracking.plots import plot_comparison, plot_objective
 WIDTH_OF_A_LOG = 120
 """Columns of a table that goes to a file."""
 
+NO_SETTINGS_OF_A_RUN = ("resume", "force", "sweep")
+"""Words that may differ between calls that made the runs of one sweep."""
+
 MEASURED = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
 
@@ -61,9 +64,13 @@ def compare(sweep_dir: Path) -> Comparison:
         folder = RunDir(config.parent)
         result = folder.read_result()
         if result is not None:
-            words = (word.split("=", 1) for word in result["overrides"])
-            rows.append(RunRow(folder, {key.lstrip("+~"): value for key, value in words}, result))
+            rows.append(RunRow(folder, _settings(result["overrides"]), result))
     return Comparison(sorted(rows, key=lambda row: (row.objective, row.folder.path.name)))
+
+
+def _settings(words: Iterable[str]) -> dict[str, str]:
+    pairs = (word.lstrip("+~").split("=", 1) for word in words)
+    return {key: value for key, value in pairs if key.split(".")[0] not in NO_SETTINGS_OF_A_RUN}
 
 
 def print_table(comparison: Comparison, objective_name: str) -> None:

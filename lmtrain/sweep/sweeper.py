@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,16 @@ class HydraTrain:
     def _run(self, judge: Judge, number: int, config: DictConfig) -> RunResult | BaseException:
         """Errors are returned: Hydra would announce them in its own words."""
         from lmtrain.run import run_experiment
+        from lmtrain.sweep.retention import keep_best_checkpoints
 
         job = compose.current_job()
         try:
             settings = compose.parse_config(config)
             origin = dataclasses.replace(compose.origin_of(config, job), tags={"trial": str(number)})
-            return run_experiment(self._seated(settings), job.run_dir, origin, judge)
+            result = run_experiment(self._seated(settings), job.run_dir, origin, judge)
+            if settings.sweep.keep_checkpoints is not None:
+                keep_best_checkpoints(job.run_dir.parent, settings.sweep.keep_checkpoints)
+            return result
         except BaseException as error:
             return error
         finally:
@@ -139,9 +144,7 @@ class WorkerTask:
 
             torch.cuda.set_device(worker % self.devices)
         try:
-            work(
-                SharedStudy(self.plan), self.train, worker=worker, failures=self.failures, is_orphan=self._is_orphan
-            )
+            work(SharedStudy(self.plan), self.train, worker=worker, failures=self.failures, is_orphan=self._is_orphan)
         except Interrupted as error:
             if self._is_orphan():  # a pool's process would wait minutes for another task
                 os._exit(error.exit_status)
@@ -286,14 +289,22 @@ class SweepSummary(Callback):
         files = write_files(comparison, sweep_dir, objective)
         log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
         best = comparison.rows[0]
-        statuses = {row.result["status"] for row in comparison.rows}
         finish_parent(
             cast(TrackingConfig, OmegaConf.to_object(config.tracking)),
             sweep_dir,
             artifacts=files,
             metrics={} if best.result["objective"] is None else {f"best {objective}": best.objective},
-            status="interrupted" if "interrupted" in statuses else "failed" if statuses == {"failed"} else "completed",
+            status=_status_of_all({row.result["status"] for row in comparison.rows}),
         )
+
+
+def _status_of_all(statuses: set[str]) -> str:
+    """How a multirun that is being ended has ended, from how its runs did."""
+    on_its_way_out = sys.exception()
+    stopped = on_its_way_out is not None and not isinstance(on_its_way_out, Exception)  # also between two runs
+    if stopped or "interrupted" in statuses:
+        return "interrupted"
+    return "failed" if statuses == {"failed"} else "completed"
 
 
 def _discard_if_unused(sweep_dir: Path) -> None:

@@ -18,7 +18,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lmtrain.errors import Interrupted, UsageError
-from lmtrain.run import RunResult
+from lmtrain.run import RunResult, ended_for_good
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.study import ENDED, FailurePolicy, LeaseLost, Outcome, SharedStudy, outcome_of
 from lmtrain.training.interrupt import StopRequest
@@ -90,7 +90,8 @@ def _attempt(
 
     for attempt in range(policy.max_retries + 1):
         try:
-            result = _ended_before(folder) or train(trial.number, trial.params, judge)
+            # It may have ended by itself, and its worker died before it told so.
+            result = ended_for_good(RunDir(folder)) or train(trial.number, trial.params, judge)
         except (Interrupted, KeyboardInterrupt, LeaseLost):
             raise
         except UsageError as error:  # these settings cannot be run: the sampler should keep away from them
@@ -117,14 +118,6 @@ def _verdict(trial: optuna.Trial, tokens: int, score: float) -> bool:
         trial.set_user_attr("pruned_at", tokens)
         return True
     return False
-
-
-def _ended_before(folder: Path) -> RunResult | None:
-    """The result of a run that ended by itself, but whose worker died before it told so."""
-    content = RunDir(folder).read_result()
-    if content is None or content["status"] in ("interrupted", "failed"):
-        return None
-    return RunResult(**{name: content[name] for name in RunResult.__dataclass_fields__})
 
 
 def outcome_of_run(result: RunResult, num_objectives: int = 1) -> Outcome:

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MODEL, STATE, META, MANIFEST = "model.safetensors", "training_state.safetensors", "meta.json", "manifest.json"
+REMOVED = "REMOVED.txt"  # in a folder whose checkpoints were deleted: why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,7 @@ class CheckpointFolder:
     def load(self, name: str = "last") -> Checkpoint:
         """Read `last`, `best` or a step's folder, checking every sum. Raises CheckpointError, also NewerFormatError."""
         folder = self.folder / name
+        self.require_not_removed()
         if not folder.is_dir():
             raise CheckpointError(f"there is no checkpoint {folder}")
         try:
@@ -168,6 +170,24 @@ class CheckpointFolder:
     def has_any(self) -> bool:
         """Whether there is something to continue from."""
         return any(self.folder.glob("step_*"))
+
+    def remove_all(self, why: str) -> None:
+        """Delete every checkpoint of a run that has ended, leaving a note."""
+        (self.folder / REMOVED).write_text(f"{why}\n", encoding="utf-8")
+        for name in ("last", "best"):
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in sorted(self.folder.glob("step_*")):
+            shutil.rmtree(folder)
+
+    def require_not_removed(self) -> None:
+        """Raise CheckpointError if the checkpoints have been here and were deleted."""
+        note = self.folder / REMOVED
+        if note.exists() and not self.has_any():
+            raise CheckpointError(
+                f"{self.folder} was emptied: {note.read_text(encoding='utf-8').strip()}\n"
+                "train it again in another folder with "
+                f"--config-dir {self.folder.parent} --config-name config"
+            )
 
     def load_newest(self) -> Checkpoint:
         """Read the newest checkpoint that is sound, warning of damaged ones.

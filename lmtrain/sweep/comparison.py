@@ -75,7 +75,9 @@ def _settings(words: Iterable[str]) -> dict[str, str]:
 
 def print_table(comparison: Comparison, objective_name: str) -> None:
     """Print the table for people: numbers are rounded, `comparison.csv` has them whole."""
-    table = Table(title=f"{len(comparison.rows)} runs by {objective_name}", title_justify="left", box=box.SIMPLE_HEAD)
+    count = len(comparison.rows)
+    title = f"{count} run{'s' if count > 1 else ''} by {objective_name}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("run", *comparison.swept):
         table.add_column(heading, overflow="fold")
     for heading in (objective_name, "bits/byte", "step", "seconds", "status"):

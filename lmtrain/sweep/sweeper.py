@@ -281,21 +281,21 @@ class SweepSummary(Callback):
         if config.hydra.sweeper._target_ == f"{StudySweeper.__module__}.{StudySweeper.__name__}":
             return  # it sums up itself
         comparison = compare(sweep_dir)
+        status = _status_of_all({row.result["status"] for row in comparison.rows})
+        tracking = cast(TrackingConfig, OmegaConf.to_object(config.tracking))
         if not comparison.rows:
+            finish_parent(tracking, sweep_dir, artifacts=[], metrics={}, status=status)
             _discard_if_unused(sweep_dir)
             return
         objective = compose.first_objective(config)
         print_table(comparison, objective)
         files = write_files(comparison, sweep_dir, objective)
         log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
+        if status == "interrupted":
+            log.info("the same command with sweep.name=%s goes on", config.sweep.name)
         best = comparison.rows[0]
-        finish_parent(
-            cast(TrackingConfig, OmegaConf.to_object(config.tracking)),
-            sweep_dir,
-            artifacts=files,
-            metrics={} if best.result["objective"] is None else {f"best {objective}": best.objective},
-            status=_status_of_all({row.result["status"] for row in comparison.rows}),
-        )
+        metrics = {} if best.result["objective"] is None else {f"best {objective}": best.objective}
+        finish_parent(tracking, sweep_dir, artifacts=files, metrics=metrics, status=status)
 
 
 def _status_of_all(statuses: set[str]) -> str:

@@ -14,8 +14,9 @@ import psutil
 from optuna.trial import TrialState
 
 from lmtrain.errors import Interrupted, RunError, RunFolderError
-from lmtrain.sweep.reading import write_description
+from lmtrain.sweep.reading import reader_of, write_description
 from lmtrain.sweep.study import SharedStudy, StudyPlan, lease_of
+from lmtrain.sweep.view import StudyView
 from lmtrain.tracking.background import one_line
 from lmtrain.training.interrupt import StopRequest
 
@@ -46,7 +47,7 @@ def run_workers(study: SharedStudy, launch: Callable[[], Sequence[int]]) -> None
     RunError if the study was stopped or workers keep dying.
     """
     fruitless = 0
-    with StopRequest(on_signal=lambda: _tell_workers(study)) as stop:
+    with StopRequest(on_signal=lambda: _tell_workers(study)) as stop, StudyView(lambda: reader_of(study.plan)):
         while study.stopped is None and study.has_work():
             before = _state(study)
             worker_stopped_by = _launched(launch)

@@ -134,6 +134,11 @@ class StudyReader:
         )
 
 
+def reader_of(plan: StudyPlan) -> StudyReader:
+    """Reads the study of a plan. Raises ConfigError as StudyReader does."""
+    return StudyReader(plan.folder, describe_study(plan), plan.storage)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReadStudy(StudyDescription):
     """A study at one moment."""
@@ -146,7 +151,7 @@ class ReadStudy(StudyDescription):
     @cached_property
     def ranked(self) -> list[FrozenTrial]:
         """Trials whose result can be used, best first objective first."""
-        usable = [trial for trial in self.trials if kind_of(trial) == "completed" and trial.values is not None]
+        usable = (trial for trial in self.by_kind["completed"] if trial.values is not None)
         return sorted(usable, key=lambda trial: (self._losses(trial)[0], trial.number))
 
     @property
@@ -160,10 +165,15 @@ class ReadStudy(StudyDescription):
         return [trial for trial in self.ranked if not any(self._beats(other, trial) for other in self.ranked)]
 
     @cached_property
+    def by_kind(self) -> Mapping[str, list[FrozenTrial]]:
+        """The trials of each of `KINDS`, by number."""
+        kinds = [(kind_of(trial), trial) for trial in self.trials]
+        return {kind: [trial for its, trial in kinds if its == kind] for kind in KINDS}
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """How many trials are of each of `KINDS`."""
-        found = Counter(kind_of(trial) for trial in self.trials)
-        return {kind: found[kind] for kind in KINDS}
+        return {kind: len(trials) for kind, trials in self.by_kind.items()}
 
     @cached_property
     def parameters(self) -> list[str]:
@@ -178,7 +188,12 @@ class ReadStudy(StudyDescription):
     @property
     def running(self) -> list[FrozenTrial]:
         """Trials that a living worker has."""
-        return [trial for trial in self.trials if kind_of(trial) == "running"]
+        return self.by_kind["running"]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs, nor will."""
+        return not self.running and (self.stopped is not None or not self.by_kind["waiting"])
 
     def folder_of(self, trial: FrozenTrial) -> Path:
         """Its run folder; it need not be there, for the trial may not have come so far, or run elsewhere."""

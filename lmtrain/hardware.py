@@ -83,7 +83,7 @@ def available_memory() -> float:
     """
     import psutil
 
-    limits = [float(psutil.virtual_memory().available), *_left_in_control_groups()]
+    limits = [float(psutil.virtual_memory().available), *memory_left_in_control_groups()]
     if sys.platform == "linux":
         process = psutil.Process()
         addresses, _ = process.rlimit(psutil.RLIMIT_AS)
@@ -92,7 +92,7 @@ def available_memory() -> float:
     return max(0.0, min(limits))
 
 
-def _left_in_control_groups(
+def memory_left_in_control_groups(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[float]:
     """Bytes that each control group (version 2) around this process may still take; cached files do not count."""

@@ -30,9 +30,10 @@ def out_of_memory_recognized() -> Iterator[None]:
         raise
     except (RuntimeError, MemoryError) as error:
         message = str(error)
-        if isinstance(error, RuntimeError) and not any(sign in message for sign in ALLOCATION_FAILED):
+        sign = next((sign for sign in ALLOCATION_FAILED if sign in message), None)
+        if isinstance(error, RuntimeError) and sign is None:
             raise
-        raise torch.OutOfMemoryError(message) from error
+        raise torch.OutOfMemoryError(message[message.find(sign or "") :]) from error  # without the line of C++
 
 
 def remember_random_state(device: torch.device) -> Callable[[], None]:

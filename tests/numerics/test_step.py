@@ -11,6 +11,7 @@ from lmtrain.config.schema import AdamWConfig
 from lmtrain.data.batches import IGNORED, Batch
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss, sum_loss
+from lmtrain.training.memory import PeakMemory
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
 from lmtrain.training.step import TrainingStep
@@ -23,6 +24,17 @@ def small_model() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(
         nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, VOCABULARY)
+    )
+
+
+def dropout_model() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Embedding(VOCABULARY, WIDTH),
+        nn.Dropout(0.3),
+        nn.Linear(WIDTH, WIDTH),
+        nn.Tanh(),
+        nn.Linear(WIDTH, VOCABULARY),
     )
 
 
@@ -138,12 +150,186 @@ def test_out_of_memory_halves_the_microbatch_and_redoes_the_step() -> None:
         assert torch.allclose(p, q, atol=1e-6)
 
 
+@pytest.mark.parametrize("message", ["made up", "[enforce fail] DefaultCPUAllocator: can't allocate memory"])
+@pytest.mark.parametrize("failing_call", [1, 2])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_redone_step_is_one_begun_with_the_smaller_microbatch(
+    message: str, failing_call: int, in_backward: bool
+) -> None:
+    """To the bit, dropout and the random numbers after it included, wherever in the step memory ran out."""
+    problem = torch.OutOfMemoryError if message == "made up" else RuntimeError
+    batch, model, reference = uneven_batch(), dropout_model(), dropout_model()
+    calls = 0
+
+    def fail(_: torch.Tensor) -> None:
+        raise problem(message)
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        logits = model(inputs)
+        if calls == failing_call:
+            if not in_backward:
+                fail(logits)
+            logits.register_hook(fail)
+        return logits
+
+    torch.manual_seed(7)
+    step = build(model, forward=forward, micro_batch_size=4)
+    outcomes = [step(batch, 0.01) for _ in range(2)]
+    after = torch.get_rng_state()
+    torch.manual_seed(7)
+    begun_smaller = build(reference, micro_batch_size=2)
+    expected = [begun_smaller(batch, 0.01) for _ in range(2)]
+    assert step.micro_batch_size == 2
+    assert torch.equal(torch.get_rng_state(), after)
+    for ours, theirs in zip(outcomes, expected, strict=True):
+        assert torch.equal(ours.loss, theirs.loss)
+        assert torch.equal(ours.grad_norm, theirs.grad_norm)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), reference.parameters(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_redone_step_is_the_same_on_a_gpu() -> None:
+    device = Precision(torch.device("cuda"), torch.float32)
+    batch, weights = uneven_batch(), []
+    for limit, size in ((2, 4), (None, 2)):
+        model = dropout_model().cuda()
+
+        def forward(inputs: torch.Tensor, model: nn.Module = model, limit: int | None = limit) -> torch.Tensor:
+            logits: torch.Tensor = model(inputs)
+            if limit is not None and len(inputs) > limit:
+                raise torch.OutOfMemoryError("made up")
+            return logits
+
+        optimizers = build_optimizers(AdamWConfig(), model.parameters(), [], lr=0.01)
+        torch.manual_seed(7)
+        step = TrainingStep(model, optimizers, device, grad_clip=1.0, micro_batch_size=size, forward=forward)
+        step(batch, 0.01)
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*weights, strict=True))
+
+
 def test_out_of_memory_with_one_sequence_is_raised() -> None:
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("made up")
 
     with pytest.raises(torch.OutOfMemoryError):
         build(small_model(), forward=forward)(uneven_batch(), 0.01)
+
+
+def test_the_optimizer_running_out_of_memory_is_told_as_that() -> None:
+    model = small_model()
+    step = build(model)
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    step.optimizers[0].register_step_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        step(uneven_batch(), 0.01)
+
+
+@pytest.mark.parametrize(("fitting", "expected"), [(6, 6), (5, 3), (3, 3), (2, 2), (1, 1)])
+def test_a_dry_step_finds_the_microbatch_and_leaves_nothing(fitting: int, expected: int) -> None:
+    model = dropout_model()
+    largest_seen = 0
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal largest_seen
+        if len(inputs) > fitting:
+            raise torch.OutOfMemoryError("made up")
+        largest_seen = max(largest_seen, len(inputs))
+        assert step.optimizers[0].state, "the optimizer's memory is taken meanwhile"
+        logits: torch.Tensor = model(inputs)
+        return logits
+
+    step = build(model, forward=forward)
+    weights = [p.detach().clone() for p in model.parameters()]
+    random_state, groups = torch.get_rng_state(), [dict(group) for group in step.optimizers[0].param_groups]
+    step.find_micro_batch_size(uneven_batch(), room=None)
+    assert step.micro_batch_size == largest_seen == expected
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    assert not step.optimizers[0].state
+    assert [dict(group) for group in step.optimizers[0].param_groups] == groups
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_dry_step_where_nothing_fits_leaves_nothing_either() -> None:
+    model = dropout_model()
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        model(inputs).sum().backward()
+        raise torch.OutOfMemoryError("made up")
+
+    step, random_state = build(model, forward=forward), torch.get_rng_state()
+    with pytest.raises(torch.OutOfMemoryError):
+        step.find_micro_batch_size(uneven_batch(), room=None)
+    assert all(p.grad is None for p in model.parameters())
+    assert not step.optimizers[0].state
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_microbatch_that_is_known_is_not_looked_for() -> None:
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("no dry step")
+
+    step = build(small_model(), forward=forward, micro_batch_size=5)
+    step.find_micro_batch_size(uneven_batch(), room=None)
+    assert step.micro_batch_size == 5
+
+
+def test_on_a_cpu_a_batch_that_clearly_fits_needs_no_dry_step() -> None:
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("no dry step")
+
+    model, random_state = dropout_model(), torch.get_rng_state()
+    step = build(model, forward=forward)
+    step.find_micro_batch_size(uneven_batch(), room=1e9)
+    assert step.micro_batch_size == ROWS
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_on_a_cpu_what_would_not_fit_is_not_tried() -> None:
+    """The system would not refuse it: it would kill the process that takes it."""
+    model, batch = small_model(), uneven_batch()
+    with PeakMemory(model.parameters()) as memory:
+        sum_loss(model(batch.inputs[:3]), batch.targets[:3]).backward()  # three sequences of six
+    optimizer_state = 2 * sum(p.nbytes for p in model.parameters())
+    for room, expected in ((1.1 * (memory.peak + optimizer_state), 3), (0.9 * (memory.peak + optimizer_state), 2)):
+        sizes = []
+
+        def forward(inputs: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(len(inputs))
+            logits: torch.Tensor = model(inputs)
+            return logits
+
+        step = build(model, forward=forward)
+        step.find_micro_batch_size(batch, room=room)
+        assert step.micro_batch_size == expected
+        assert max(sizes) == expected
+
+
+def test_a_compiled_model_is_trained() -> None:
+    """Such a model has no truth value where what it was made from has no length."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = small_model()
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.layers(tokens)
+            return logits
+
+    model, batch = Model(), uneven_batch()
+    compiled = torch.compile(model, backend="eager")
+    outcome = build(model, forward=compiled)(batch, 0.01)
+    assert outcome.loss.item() == pytest.approx(build(small_model())(batch, 0.01).loss.item(), rel=1e-6)
+    evaluate(model, [batch], FP32, bytes_per_token=1.0, forward=compiled)
 
 
 def test_evaluation_weights_by_tokens_and_leaves_the_mode() -> None:

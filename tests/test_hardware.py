@@ -1,0 +1,145 @@
+"""What the machine can do: which number format `auto` takes, how much memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from lmtrain import hardware
+from lmtrain.errors import HardwareError
+from lmtrain.hardware import available_memory, choose_format, memory_left_in_control_groups, require_format
+from lmtrain.training.precision import Precision, bf16_speedup
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def no_probe() -> float:
+    raise AssertionError("nothing is to be timed")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((6, 1), torch.float32),
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((12, 0), torch.bfloat16),
+    ],
+)
+def test_a_gpu_is_judged_by_its_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    format, reason = choose_format("auto", CUDA, no_probe)
+    assert format == expected
+    assert reason == f"the GPU has compute capability {capability[0]}.{capability[1]}"
+
+
+def test_a_format_asked_for_is_taken_without_a_word() -> None:
+    assert choose_format("bf16", CPU, no_probe) == (torch.bfloat16, "")
+    assert choose_format("fp16", CUDA, no_probe) == (torch.float16, "")
+
+
+def test_a_cpu_without_bf16_instructions_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert choose_format("auto", CPU, no_probe) == (torch.float32, "this CPU has no bf16 instructions")
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16", "bf16"])
+@pytest.mark.parametrize(("speedup", "expected"), [(0.8, torch.float32), (1.14, torch.float32), (1.3, torch.bfloat16)])
+def test_bf16_must_be_clearly_faster_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, instructions: str, speedup: float, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instructions: True})
+    format, reason = choose_format("auto", CPU, lambda: speedup)
+    assert format == expected
+    assert reason.startswith(f"bf16 is {speedup:.2f}× as fast on this CPU")
+
+
+def test_fp16_needs_cuda() -> None:
+    require_format("fp16", CUDA)
+    require_format("bf16", CPU)
+    with pytest.raises(HardwareError, match="precision=fp16 needs a CUDA device, this run is on cpu"):
+        require_format("fp16", CPU)
+
+
+class CountingModel(nn.Module):
+    """Counts its passes, by number format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Embedding(11, 8), nn.Dropout(0.3), nn.Linear(8, 11))
+        self.formats: list[torch.dtype] = []
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(tokens)
+        self.formats.append(logits.dtype)
+        return logits
+
+
+def test_the_probe_takes_turns_and_leaves_nothing() -> None:
+    model = CountingModel()
+    weights, random_state = [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
+    assert bf16_speedup(model, torch.zeros(1, 5, dtype=torch.int64)) > 0
+    assert model.formats[:4] == [torch.bfloat16, torch.float32] * 2
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_the_probe_of_a_large_model_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmtrain.training.precision.PROBE_SECONDS", 1e-9)
+    model = CountingModel()
+    bf16_speedup(model, torch.zeros(1, 5, dtype=torch.int64))
+    assert model.formats == [torch.bfloat16, torch.float32]
+
+
+def test_the_speedup_is_that_of_the_fastest_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {torch.bfloat16: [9.0, 2.0, 4.0], torch.float32: [3.0, 5.0, 8.0]}
+    monkeypatch.setattr("lmtrain.training.precision.PROBE_SECONDS", 2.5)
+    clock = iter(range(100))
+    monkeypatch.setattr("lmtrain.training.precision.time.perf_counter", lambda: next(clock))
+
+    def scripted(model: nn.Module, tokens: torch.Tensor, precision: Precision) -> float:
+        return seconds[precision.format].pop(0)
+
+    monkeypatch.setattr("lmtrain.training.precision._time_pass", scripted)
+    assert bf16_speedup(CountingModel(), torch.zeros(1, 5, dtype=torch.int64)) == 3.0 / 2.0
+
+
+def test_memory_is_what_is_free() -> None:
+    assert 0 < available_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_AS"), reason="no such limit on this system")
+def test_a_limit_on_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = psutil.Process().memory_info().vms + 10_000_000
+    monkeypatch.setattr(psutil.Process, "rlimit", lambda self, kind: (limit, limit))
+    assert 0 <= available_memory() <= 10_000_000
+
+
+def test_the_tightest_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("4:memory:/elsewhere\n0::/job/step\n")
+    root = tmp_path / "cgroup"
+    for folder, limit, used in (("job/step", "max", 7), ("job", "1000", 700), (".", "5000", 900)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / "memory.max").write_text(f"{limit}\n")
+        (root / folder / "memory.current").write_text(f"{used}\n")
+        (root / folder / "memory.stat").write_text("anon 5\ninactive_file 200\n")
+    assert list(memory_left_in_control_groups(root, own)) == [1000 - (700 - 200), 5000 - (900 - 200)]
+    monkeypatch.setattr(hardware, "memory_left_in_control_groups", lambda: [500.0])
+    assert available_memory() == 500.0
+
+
+def test_without_control_groups_nothing_limits(tmp_path: Path) -> None:
+    assert list(memory_left_in_control_groups(tmp_path, tmp_path / "absent")) == []
+    (tmp_path / "own").write_text("0::/\n")
+    assert list(memory_left_in_control_groups(tmp_path, tmp_path / "own")) == []

@@ -60,6 +60,7 @@ def draw_histograms(histograms: Mapping[int, Mapping[str, Histogram]]) -> Figure
                 _draw_density(axes, histograms[step][layer], color=colour, label=f"{step:,}")
         axes.set_title(layer, fontsize=10, loc="left")
         axes.set_yscale("log")  # weights that begin at zero would squeeze the rest flat, and tails would not show
+        axes.minorticks_off()  # they take half the time of drawing
     for axes in panels[len(layers) :]:
         axes.set_visible(False)
     figure.supxlabel("weight", fontsize=10)

@@ -47,7 +47,8 @@ def run_workers(study: SharedStudy, launch: Callable[[], Sequence[int]]) -> None
     RunError if the study was stopped or workers keep dying.
     """
     fruitless = 0
-    with StopRequest(on_signal=lambda: _tell_workers(study)) as stop, StudyView(lambda: reader_of(study.plan)):
+    view = StudyView(lambda: reader_of(study.plan), min_workers=1)
+    with StopRequest(on_signal=lambda: _tell_workers(study)) as stop, view:
         while study.stopped is None and study.has_work():
             before = _state(study)
             worker_stopped_by = _launched(launch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +139,7 @@ class WorkerTask:
         from lmtrain.sweep.worker import work
 
         worker = int(HydraConfig.get().job.num)
-        _show_only_the_study()
+        _show_only_the_study(Path(HydraConfig.get().runtime.output_dir))
         if self.devices:
             import torch
 
@@ -155,10 +156,17 @@ class WorkerTask:
         return self.coordinator not in (None, os.getpid(), os.getppid())
 
 
-def _show_only_the_study() -> None:
-    """Let the console hear of the study and of warnings; what a run says is in its folder."""
-    for handler in logging.getLogger().handlers:
+def _show_only_the_study(folder: Path) -> None:
+    """Let the console hear of the study and of warnings; what a run says is in its folder.
+
+    A line from a process of its own would tear the live table on the terminal: those go to a file in `folder`.
+    """
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            if multiprocessing.parent_process() is not None and handler.stream.isatty():
+                root.removeHandler(handler)
+                root.addHandler(handler := logging.FileHandler(folder / "worker.log", encoding="utf-8", delay=True))
             handler.addFilter(
                 lambda record: record.levelno >= logging.WARNING or record.name.startswith("lmtrain.sweep")
             )

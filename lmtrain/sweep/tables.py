@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
@@ -15,25 +14,27 @@ from rich.table import Table
 from rich.text import Text
 
 from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, seconds_of, short_names, short_value, status_of
-from lmtrain.sweep.study import attempts_of, lease_of, outcome_of
+from lmtrain.sweep.study import lease_of, outcome_of
 
-WORKING_LATELY_SECONDS = 10.0
-"""A worker whose trial ended so lately counts: it is about to claim the next."""
-
+_PACE_FROM = 0.05
+"""Part of a trial that must be done before its pace is worth something: the start takes its time."""
 _ROOM_OF_THE_REST = 44
 """Columns of a table that parameters cannot have."""
 
 
-def summary(study: ReadStudy) -> str:
-    """One line: `7 of 20 done: 3 completed, 4 pruned · best 3.2140 (trial 4) · about 6 min left`."""
+def summary(study: ReadStudy, *, workers: int | None = None) -> str:
+    """One line: `7 of 20 done: 3 completed, 4 pruned · best 3.2140 (trial 4) · about 6 min left`.
+
+    `workers`: how many there are, if not as many as trials run at this moment.
+    """
     counts = {kind: study.counts[kind] for kind in KINDS if study.counts[kind]}
     done = [f"{count} {kind}" for kind, count in counts.items() if kind not in ("running", "waiting")]
     parts = [f"{len(study.ended)} of {len(study.trials)} done" + (f": {', '.join(done)}" if done else "")]
-    return " · ".join(part for part in (*parts, _best(study), _rest(study)) if part)
+    return " · ".join(part for part in (*parts, _best(study), _rest(study, workers)) if part)
 
 
-def trial_line(study: ReadStudy, trial: FrozenTrial) -> str:
-    """How a trial ended and where the study stands, in one line of a log."""
+def trial_line(study: ReadStudy, trial: FrozenTrial, *, workers: int | None = None) -> str:
+    """How a trial ended and where the study stands, in one line of a log; `workers` as for `summary`."""
     score, reason = study.score_of(trial), outcome_of(trial).get("reason")
     words = f"trial {trial.number} {status_of(trial).replace('_', ' ')}"
     if tokens := study.tokens_of(trial):
@@ -44,7 +45,7 @@ def trial_line(study: ReadStudy, trial: FrozenTrial) -> str:
         words += f": {reason}"
     if trial.params:
         words += f" ({parameters_in_a_line(study, trial)})"
-    counted = f"{len(study.ended)} of {len(study.trials)}" + (f", {rest}" if (rest := _rest(study)) else "")
+    counted = f"{len(study.ended)} of {len(study.trials)}" + (f", {rest}" if (rest := _rest(study, workers)) else "")
     return " · ".join(part for part in (words, _best(study), counted) if part)
 
 
@@ -104,9 +105,8 @@ def results_table(study: ReadStudy, *, width: int) -> RenderableType:
     return Group(table, *note)
 
 
-def seconds_left(study: ReadStudy) -> float | None:
-    """How long the workers of now will need, from how long trials took, pruned ones included; None: unknown."""
-    workers = _workers(study)
+def seconds_left(study: ReadStudy, workers: int) -> float | None:
+    """How long so many workers will need, from how long trials took, pruned ones included; None: unknown."""
     took = [seconds for trial in study.ended if (seconds := seconds_of(trial)) > 0]
     paces = [_whole_seconds(study, trial) for trial in study.running]
     known = took or [pace for pace in paces if pace is not None]
@@ -169,16 +169,19 @@ def _best(study: ReadStudy) -> str:
     return "" if best is None else f"best {short_score(best.values[0])} (trial {best.number})"
 
 
-def _rest(study: ReadStudy) -> str:
+def _rest(study: ReadStudy, workers: int | None) -> str:
     """What is still to come; empty if nothing is."""
     if study.stopped is not None:
         return f"stopped: {study.stopped}"
     if study.is_over:
         return ""
-    if not _workers(study):
+    at_work = len(study.running) if workers is None else workers
+    if not at_work:
         return "nobody works on it; the same command goes on"
-    seconds = seconds_left(study)
-    return "" if seconds is None else f"about {_rounded(seconds)} left"
+    seconds = seconds_left(study, at_work)
+    if seconds is None:
+        return "" if study.running else "workers are starting"
+    return f"about {_rounded(seconds)} left"
 
 
 def _rounded(seconds: float) -> str:
@@ -189,21 +192,10 @@ def _rounded(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60 // 10 * 10:02d} min"
 
 
-def _workers(study: ReadStudy) -> int:
-    """How many processes are at work, between two trials too."""
-    lately = [
-        trial
-        for trial in study.ended
-        if any(time.time() - attempt["ended"] < WORKING_LATELY_SECONDS for attempt in attempts_of(trial)[-1:])
-    ]
-    leases = [lease for trial in (*study.running, *lately) if (lease := lease_of(trial)) is not None]
-    return len({(lease.host, lease.processes, lease.pid) for lease in leases})
-
-
 def _whole_seconds(study: ReadStudy, trial: FrozenTrial) -> float | None:
     """How long a running trial will have taken if it goes to its end; None if that cannot be said yet."""
-    tokens = study.tokens_of(trial)
-    return None if study.budget_tokens is None or not tokens else seconds_of(trial) * study.budget_tokens / tokens
+    budget, tokens = study.budget_tokens, study.tokens_of(trial)
+    return None if budget is None or tokens < _PACE_FROM * budget else seconds_of(trial) * budget / tokens
 
 
 def _rank(study: ReadStudy, trial: FrozenTrial) -> tuple[int, float, int]:

@@ -38,9 +38,14 @@ _WORTH_A_LINE = ("failed", "infeasible", "diverged")  # where the table tells of
 class StudyView:
     """Shows a study while entered, and its trials by objective at the end."""
 
-    def __init__(self, open_reader: Callable[[], StudyReader]) -> None:
-        """`open_reader` is called again and again until it does not raise."""
+    def __init__(self, open_reader: Callable[[], StudyReader], *, min_workers: int = 0) -> None:
+        """`open_reader` is called again and again until it does not raise.
+
+        `min_workers`: how many there are at least, also while none has a trial.
+        """
         self._open = open_reader
+        self._min_workers = min_workers
+        self._ran_before = 0  # trials at the last look
         self._reader: StudyReader | None = None
         self._study: ReadStudy | None = None
         self._told: set[int] | None = None  # trials whose end was told or came before; None: not looked yet
@@ -89,19 +94,22 @@ class StudyView:
             self._is_blind = True
 
     def _show(self, study: ReadStudy) -> None:
+        # A worker between two trials counts.
+        workers = max(self._min_workers, self._ran_before, len(study.running))
+        self._ran_before = len(study.running)
         ended = {trial.number: trial for trial in study.ended}
         if self._told is None:
             if ended and self._live is None:
-                self._print(summary(study))
+                self._print(summary(study, workers=workers))
         else:
             for number in sorted(ended.keys() - self._told):
                 if self._live is None or kind_of(ended[number]) in _WORTH_A_LINE:
-                    self._print(trial_line(study, ended[number]))
+                    self._print(trial_line(study, ended[number], workers=workers))
         self._told = set(ended)
         if self._live is not None:
             room = self._console.height - _LINES_OF_NO_TRIAL
             running = [running_table(study, width=self._console.width, max_rows=room)] if study.running else []
-            self._live.update(Group(*running, Text(summary(study))), refresh=True)
+            self._live.update(Group(*running, Text(summary(study, workers=workers))), refresh=True)
         if study.is_over:
             self._over.set()
 

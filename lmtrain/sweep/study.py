@@ -91,8 +91,8 @@ class SharedStudy:
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials of the plan by number, all or those in some states."""
-        found = self._load().get_trials(deepcopy=False, states=states or None)
-        return [trial for trial in found if trial.number < self._end]
+        found, end = self._load().get_trials(deepcopy=False, states=states or None), self._end
+        return [trial for trial in found if trial.number < end]
 
     @property
     def study(self) -> optuna.Study:

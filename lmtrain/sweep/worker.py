@@ -30,6 +30,10 @@ ERROR_FILE = "error.txt"
 """In the folder of a trial that failed: the traceback of each attempt."""
 
 
+FAILED = ("failed", "invalid")
+"""Statuses of trials that could not be made."""
+
+
 class Train(Protocol):
     """Makes the run of a trial and returns how it ended. Raises what the run raises."""
 
@@ -75,7 +79,8 @@ def work(
                 study.put_back(trial)
                 raise
             study.tell(trial, outcome)
-            _stop_if_all_fail_alike(study, policy)
+            if outcome.details["status"] in FAILED:
+                _stop_if_all_fail_alike(study, policy)
 
 
 def _attempt(
@@ -164,7 +169,7 @@ def _note_error(folder: Path, attempt: int) -> None:
 def _stop_if_all_fail_alike(study: SharedStudy, policy: FailurePolicy) -> None:
     """A mistake in the settings or the program would fail every trial of the night: stop at the first few."""
     outcomes = [outcome_of(trial) for trial in study.trials(*ENDED)]
-    if len(outcomes) < policy.stop_after or any(o["status"] not in ("failed", "invalid") for o in outcomes):
+    if len(outcomes) < policy.stop_after or any(outcome["status"] not in FAILED for outcome in outcomes):
         return
     reasons = {outcome["reason"] for outcome in outcomes}
     if len(reasons) == 1:

@@ -272,6 +272,18 @@ def test_a_dry_step_where_nothing_fits_leaves_nothing_either() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_a_dry_step_between_steps_leaves_nothing_either() -> None:
+    model = dropout_model()
+    step = build(model)
+    step(uneven_batch(), 0.01)
+    state = {name: value.clone() for name, value in step.optimizers[0].state[model[2].weight].items()}  # type: ignore[index]
+    step.micro_batch_size = None
+    step.find_micro_batch_size(uneven_batch(), room=None)
+    after = step.optimizers[0].state[model[2].weight]  # type: ignore[index]
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_microbatch_that_is_known_is_not_looked_for() -> None:
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         raise AssertionError("no dry step")

@@ -10,7 +10,10 @@ from lmtrain.config.schema.rules import REQUIRED, require, require_fraction, req
 
 @dataclass(kw_only=True)
 class PrecisionConfig:
-    """The number format of the forward and backward pass; weights and optimizer state are always fp32."""
+    """The number format of the forward and backward pass; weights and optimizer state are always fp32.
+
+    `auto` is decided once: the run's own `config.yaml` names what was chosen.
+    """
 
     format: Literal["auto", "fp32", "bf16", "fp16"] = REQUIRED
 
@@ -22,7 +25,7 @@ class TrainerConfig:
     max_steps: int | None = None  # budget in optimizer steps ...
     max_epochs: float | None = None  # ... or passes over the training text
     max_tokens: int | None = None  # ... or tokens; exactly one of the three
-    micro_batch_size: int | Literal["auto"] = "auto"  # sequences a backward pass; auto: all that fit
+    micro_batch_size: int | Literal["auto"] = "auto"  # sequences a backward pass; auto: all, or what fits
     batch_size_warmup_steps: int | None = None  # steps in which batches grow evenly to batch_size; None: no ramp
     initial_batch_size: int = 1  # ... from so many sequences
     seq_len_warmup_steps: int | None = None  # steps in which sequences double up to data.seq_len; None: no ramp

@@ -27,6 +27,11 @@ def to_yaml(config: ExperimentConfig) -> str:
     values = _plain(dataclasses.asdict(config))
     del values["sweep"]
     content = {"defaults": [PRIMARY_CONFIG, *overrides, "_self_"]} | values | {"resume": None}
+    return dump_yaml(content)
+
+
+def dump_yaml(content: dict[str, Any]) -> str:
+    """YAML that OmegaConf reads back as the same values, in the order given."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ class StudyReader:
             trials=tuple(trials[imported:]),
             imported=tuple(trials[:imported]),
             stopped=None if stopped is None else str(stopped),
+            definition=dict(attributes.get("definition", {})),
         )
 
 
@@ -147,6 +148,7 @@ class ReadStudy(StudyDescription):
     trials: tuple[FrozenTrial, ...]  # by number; its own, begun or not
     imported: tuple[FrozenTrial, ...]  # of an earlier study it started from
     stopped: str | None  # why no more trials are begun
+    definition: Mapping[str, str] = field(default_factory=dict)  # what its trials share, by dotted key
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:

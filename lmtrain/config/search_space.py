@@ -5,11 +5,15 @@ The syntax is hydra-optuna-sweeper's: `lr=tag(log, interval(1e-3, 1e-2))`, `batc
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.errors import ConfigError
@@ -27,44 +31,80 @@ class SearchSpace:
 
     def words(self, params: Mapping[str, Any]) -> list[str]:
         """The overrides that make the trial of these parameters."""
-        return [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
+        return [*self.fixed, *(override_word(name, value) for name, value in params.items())]
 
 
 def parse_space(params: Mapping[str, str] | None, arguments: Sequence[str]) -> SearchSpace:
     """The space of `hydra.sweeper.params` and the command line, which wins. Raises ConfigError for an empty range."""
-    from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
-
     parser = OverridesParser.create()
     distributions: dict[str, BaseDistribution] = {}
     fixed: dict[str, str] = {}
     for word in [*(f"{name}={value}" for name, value in (params or {}).items()), *arguments]:
-        name = parser.parse_override(word).get_key_element()
-        try:
-            searched, _, _ = create_params_from_overrides([word])
-        except (ValueError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(f"{word}: {_rule(str(error))}") from error
+        override = parser.parse_override(word)
+        name = override.get_key_element()
         distributions.pop(name, None)
         fixed.pop(name, None)
-        if searched:
-            distributions |= searched
-            _require_room(word, searched[name])
-        else:
+        if not override.is_sweep_override():
             fixed[name] = word
+        elif name.startswith("+"):
+            raise ConfigError(f"{word}: write it without +, a study chooses among the settings there are")
+        else:
+            distributions[name] = _distribution(override, word)
     return SearchSpace(distributions=distributions, fixed=tuple(fixed.values()))
 
 
-def _require_room(word: str, distribution: BaseDistribution) -> None:
-    low, high = getattr(distribution, "low", 0), getattr(distribution, "high", 1)
-    if low >= high and not getattr(distribution, "step", None):
+def _distribution(override: Override, word: str) -> BaseDistribution:
+    """What a word lets a study choose from. Raises ConfigError if that is nothing."""
+    from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+    from optuna.distributions import CategoricalDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        _require_interval(word, value)
+    if isinstance(value, Glob):
+        raise ConfigError(f"{word}: a study needs the names, {override.get_key_element()}=choice(A,B)")
+    state = random.getstate()
+    random.seed(word)  # what shuffle() makes of it belongs to the study: the same each time
+    try:
+        found: BaseDistribution = create_optuna_distribution_from_override(override)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{word}: {str(error).splitlines()[0]}") from error
+    finally:
+        random.setstate(state)
+    if not isinstance(found, CategoricalDistribution):
+        return found
+    unlike = {(type(choice), choice): choice for choice in found.choices}  # True is not 1
+    return CategoricalDistribution(tuple(unlike.values()))
+
+
+def _require_interval(word: str, interval: IntervalSweep) -> None:
+    low, high = interval.start, interval.end
+    assert low is not None
+    assert high is not None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError(f"{word}: both ends of an interval must be finite")
+    if low >= high:
         raise ConfigError(f"{word}: the lower end of an interval must be below its upper end, got {low} and {high}")
+    if "log" in interval.tags and low <= 0:
+        raise ConfigError(f"{word}: a logarithmic interval must lie above 0, got {low} as its lower end")
 
 
-def _rule(message: str) -> str:
-    """Optuna's message in words of the command line."""
-    text = message.split("\n")[0]
-    if "log" in text and "low" in text:
-        return f"a logarithmic interval must lie above 0 ({text})"
-    return text
+def override_word(name: str, value: Any) -> str:
+    """A setting as a word of the command line that means just this value."""
+    if value is None:
+        return f"{name}=null"
+    if not isinstance(value, str) or _reads_as(f"{name}={value}", value):
+        return f"{name}={value}"
+    return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _reads_as(word: str, value: str) -> bool:
+    """Whether Hydra takes a word for one value written so; a list or a dictionary is."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return not override.is_sweep_override() and override.get_value_string() == value
 
 
 def describe(distribution: BaseDistribution) -> str:
@@ -75,7 +115,8 @@ def describe(distribution: BaseDistribution) -> str:
         case CategoricalDistribution():
             return " | ".join(str(choice) for choice in distribution.choices)
         case FloatDistribution() | IntDistribution():
-            step = "" if distribution.step in (None, 1) else f" (step {distribution.step:g})"
+            implied = 1 if isinstance(distribution, IntDistribution) else None
+            step = "" if distribution.step == implied else f" (step {distribution.step:g})"
             return f"{distribution.low:g} … {distribution.high:g}{' (log)' if distribution.log else step}"
     raise AssertionError(distribution)
 

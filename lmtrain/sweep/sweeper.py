@@ -6,6 +6,7 @@ is in `study` and `worker`, which know no Hydra.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -13,11 +14,12 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import run_job
 from hydra.experimental.callback import Callback
@@ -26,11 +28,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, explain
 from lmtrain.config.schema import ExperimentConfig, TrackingConfig
-from lmtrain.config.search_space import SearchSpace, current_value, matching_choice, parse_space
+from lmtrain.config.search_space import SearchSpace, current_value, matching_choice, override_word, parse_space
 from lmtrain.config.study_sweeper import build_pruner, build_sampler, directions_of, is_grid
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError
 from lmtrain.machine import available_cores, count_gpus
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from lmtrain.run import RunResult
     from lmtrain.sweep.study import FailurePolicy, StudyPlan
+    from lmtrain.sweep.worker import Train
     from lmtrain.training.trainer import Judge
 
 log = logging.getLogger(__name__)
@@ -59,14 +63,35 @@ class Compose:
     config: DictConfig  # of the multirun
     hydra_context: HydraContext
     space: SearchSpace
+    known: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # composed before, by the words
 
     def __call__(self, number: int, params: Mapping[str, Any]) -> DictConfig:
         """The whole config, Hydra's part included. Raises what Hydra raises for settings that do not compose."""
         words = self.space.words(params)
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        plain = {name: value for name, value in params.items() if self._is_plain(name)}
+        others = {name: value for name, value in params.items() if name not in plain}
+        # Composing takes Hydra a tenth of a second; most trials differ in plain settings only.
+        config = copy.deepcopy(self._composed(tuple(self.space.words(others))))
+        parser = OverridesParser.create()
+        try:
+            for name, value in plain.items():
+                override = parser.parse_override(override_word(name, value))
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:
+            config = self._composed(tuple(words))  # Hydra says what is wrong
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
+            config.hydra.overrides.task = words
         return config
+
+    def _composed(self, words: tuple[str, ...]) -> DictConfig:
+        if words not in self.known:
+            self.known[words] = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        return self.known[words]
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a parameter is a setting that no choice of options depends on."""
+        return name.replace(".", "").isidentifier() and name not in self.config.hydra.runtime.choices
 
     def folder(self, number: int) -> Path:
         """The run folder of a trial."""
@@ -128,7 +153,8 @@ class WorkerTask:
     """What the launcher runs in each of its jobs: one worker, until no trial is left."""
 
     plan: StudyPlan
-    train: HydraTrain
+    train: Train
+    fixed: tuple[str, ...]  # overrides that all trials share
     failures: FailurePolicy
     devices: int  # GPUs to deal out; 0: the launcher does, or there are none
     coordinator: int | None  # the process that started the worker as its child; None: it is no child
@@ -185,6 +211,8 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study to its end. Raises LmtrainError for a wrong request, a failed study or an interruption."""
+        from lmtrain.sweep.confirm import confirm_best, require_confirmable
+        from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
         from lmtrain.sweep.setup import define_study
         from lmtrain.sweep.study import FailurePolicy
@@ -192,6 +220,8 @@ class StudySweeper(Sweeper):
         space = parse_space(self.settings["params"], arguments)
         trials = Compose(self._config, self._context, space)
         base = _settings_of_a_trial(trials)
+        if base.sweep.confirm.top:
+            require_confirmable(base, list(space.distributions))
         plan = self._plan(trials, base)
         workers, shared = self._workers(base)
         sampler, pruner = (str(OmegaConf.to_container(self.settings[name])) for name in ("sampler", "pruner"))
@@ -201,11 +231,16 @@ class StudySweeper(Sweeper):
         task = WorkerTask(
             plan,
             HydraTrain(trials, threads=max(1, cores // workers) if shared else None),
+            space.fixed,
             FailurePolicy(max_retries=base.sweep.max_retries, stop_after=base.sweep.stop_after_failures),
             devices=count_gpus() if shared else 0,
             coordinator=os.getpid() if shared else None,
         )
-        run_workers(study, functools.partial(self._launch, task, workers))
+        launch = functools.partial(self._launch, task, workers)
+        run_workers(study, lambda: launch(plan, task.train))
+        if base.sweep.confirm.top:
+            confirm_best(study, base, task.train, launch)
+            show_confirmation(plan.folder, plan.storage)
 
     def _plan(self, trials: Compose, base: ExperimentConfig) -> StudyPlan:
         from lmtrain.sweep.setup import first_evaluation, plan_study, token_budget
@@ -252,13 +287,13 @@ class StudySweeper(Sweeper):
             wanted = count_gpus()  # none: as many as the launcher runs
         return min(int(wanted or at_once), at_once), True
 
-    def _launch(self, task: WorkerTask, workers: int) -> Sequence[Any]:
-        """Run workers on whatever launcher is chosen; returns what each returned."""
+    def _launch(self, task: WorkerTask, workers: int, plan: StudyPlan, train: Train) -> Sequence[Any]:
+        """Run workers of a plan on whatever launcher is chosen; returns what each returned."""
+        task = dataclasses.replace(task, plan=plan, train=train)
         launcher: Launcher = Plugins.instance().instantiate_launcher(
             config=self._config, hydra_context=self._context, task_function=cast(TaskFunction, task)
         )
-        fixed = task.train.compose.space.fixed
-        jobs = [(*fixed, f"hydra.sweep.subdir={WORKER_FOLDER}/{number}") for number in range(workers)]
+        jobs = [(*task.fixed, f"hydra.sweep.subdir={WORKER_FOLDER}/{number}") for number in range(workers)]
         returned = launcher.launch(jobs, initial_job_idx=0)
         return [job.return_value for job in returned]
 
@@ -282,37 +317,17 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all runs have ended, also when one of them raised."""
-        from lmtrain.sweep.comparison import compare, print_table, write_files
-        from lmtrain.tracking.mlflow import finish_parent
+        from lmtrain.sweep.comparison import sum_up
 
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
         if config.hydra.sweeper._target_ == f"{StudySweeper.__module__}.{StudySweeper.__name__}":
             return  # it sums up itself
-        comparison = compare(sweep_dir)
-        status = _status_of_all({row.result["status"] for row in comparison.rows})
         tracking = cast(TrackingConfig, OmegaConf.to_object(config.tracking))
-        if not comparison.rows:
-            finish_parent(tracking, sweep_dir, artifacts=[], metrics={}, status=status)
-            _discard_if_unused(sweep_dir)
-            return
-        objective = compose.first_objective(config)
-        print_table(comparison, objective)
-        files = write_files(comparison, sweep_dir, objective)
-        log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
-        if status == "interrupted":
+        on_its_way_out = sys.exception()
+        stopped = on_its_way_out is not None and not isinstance(on_its_way_out, Exception)  # maybe between two runs
+        if sum_up(sweep_dir, compose.first_objective(config), tracking, stopped=stopped) == "interrupted":
             log.info("the same command with sweep.name=%s goes on", config.sweep.name)
-        best = comparison.rows[0]
-        metrics = {} if best.result["objective"] is None else {f"best {objective}": best.objective}
-        finish_parent(tracking, sweep_dir, artifacts=files, metrics=metrics, status=status)
-
-
-def _status_of_all(statuses: set[str]) -> str:
-    """How a multirun that is being ended has ended, from how its runs did."""
-    on_its_way_out = sys.exception()
-    stopped = on_its_way_out is not None and not isinstance(on_its_way_out, Exception)  # also between two runs
-    if stopped or "interrupted" in statuses:
-        return "interrupted"
-    return "failed" if statuses == {"failed"} else "completed"
+        _discard_if_unused(sweep_dir)
 
 
 def _discard_if_unused(sweep_dir: Path) -> None:

@@ -141,8 +141,10 @@ def build_sampler(config: DictConfig, seed: int, number: int) -> BaseSampler:
         return RandomSampler(seed=own_seed)  # all points are given
     if str(config._target_) == "optuna.samplers.QMCSampler":
         # One sequence, scrambled alike, for all trials; what it cannot give is drawn by trial.
-        by_trial = RandomSampler(seed=own_seed)
-        return cast("BaseSampler", _build(config, "sampler", seed=seed, independent_sampler=by_trial))
+        sampler = _build(config, "sampler", seed=seed, independent_sampler=RandomSampler(seed=own_seed))
+        # Optuna counts the points in the storage, where two workers may find the same count.
+        sampler._find_sample_id = lambda study, search_space: number
+        return cast("BaseSampler", sampler)
     return cast("BaseSampler", _build(config, "sampler", seed=own_seed))
 
 
@@ -178,10 +180,11 @@ def _build(config: DictConfig, kind: str, **settings: Any) -> Any:
     from hydra.utils import instantiate
     from optuna.exceptions import ExperimentalWarning
 
+    own = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))  # without all that is around it: 10 ms
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return instantiate(config, **settings, _execution_whitelist_=TRUSTED)
+            return instantiate(own, **settings, _execution_whitelist_=TRUSTED)
     except Exception as error:
         cause = error.__cause__ or error
         raise ConfigError(f"hydra.sweeper.{kind}: {str(cause).splitlines()[0]}") from error

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
+
+DRAWS = 10
+"""How often a sampler that draws a point there has been is asked again, before it gets its way."""
 
 
 class SamplerPerTrial(BaseSampler):
@@ -33,7 +36,12 @@ class SamplerPerTrial(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._sampler(trial).sample_relative(study, trial, search_space)
+        sampler, earlier = self._sampler(trial), study.get_trials(deepcopy=False)
+        for _ in range(DRAWS):
+            point = sampler.sample_relative(study, trial, search_space)
+            if not any(_repeats(point, search_space, other) for other in earlier):
+                break  # a genetic algorithm likes to hand on a parent as it is
+        return point
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -45,3 +53,10 @@ class SamplerPerTrial(BaseSampler):
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._sampler(trial).after_trial(study, trial, state, values)
+
+
+def _repeats(point: dict[str, Any], search_space: dict[str, BaseDistribution], other: FrozenTrial) -> bool:
+    """Whether a point is that of another trial, or may become so: what it leaves open is one of a few choices."""
+    left_open = [distribution for name, distribution in search_space.items() if name not in point]
+    choices = all(isinstance(distribution, CategoricalDistribution) for distribution in left_open)
+    return bool(point) and choices and point.items() <= other.params.items()

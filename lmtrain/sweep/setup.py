@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def plan_study(
     if num_trials < 1:
         raise ConfigError(f"hydra.sweeper.n_trials must be at least 1, got {num_trials}")
     if grid:
-        points = _grid_points(distributions)
+        points = grid_points(distributions)
         num_trials = min(num_trials, len(points))
     else:
         points = [dict(defaults), *(_enqueued(point, distributions) for point in base.sweep.enqueue)]
@@ -141,7 +142,8 @@ def _require_directions(base: ExperimentConfig, directions: Sequence[str]) -> No
         raise ConfigError(f"{names[0]} is a loss: its hydra.sweeper.direction must be minimize")
 
 
-def _grid_points(distributions: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+def grid_points(distributions: Mapping[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """Every combination of the values of each parameter. Raises ConfigError for an interval, or for too many."""
     values = {name: _grid_values(name, distribution) for name, distribution in distributions.items()}
     total = math.prod(len(choices) for choices in values.values())
     if total > MAX_GRID:
@@ -156,8 +158,8 @@ def _grid_values(name: str, distribution: BaseDistribution) -> list[Any]:
         case IntDistribution(log=False):
             return list(range(distribution.low, distribution.high + 1, distribution.step))
         case FloatDistribution(step=float() as step):
-            count = round((distribution.high - distribution.low) / step) + 1
-            return [distribution.low + number * step for number in range(count)]
+            low, each = Decimal(str(distribution.low)), Decimal(str(step))  # 0.3, not 0.1 + 0.1 + 0.1
+            return [float(low + number * each) for number in range(round((distribution.high - float(low)) / step) + 1)]
     raise ConfigError(f"a grid needs values, not an interval: {name}=choice(...) or {name}=range(...)")
 
 

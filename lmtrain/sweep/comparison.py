@@ -6,6 +6,7 @@ Reads run folders only, so it works for any sweeper and launcher, and again late
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lmtrain.config.schema import TrackingConfig
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import read_metrics
+from lmtrain.tracking.mlflow import finish_parent
 from lmtrain.tracking.plots import plot_comparison, plot_objective
+
+log = logging.getLogger(__name__)
 
 WIDTH_OF_A_LOG = 120
 """Columns of a table that goes to a file."""
@@ -71,6 +76,35 @@ def compare(sweep_dir: Path) -> Comparison:
 def _settings(words: Iterable[str]) -> dict[str, str]:
     pairs = (word.lstrip("+~").split("=", 1) for word in words)
     return {key: value for key, value in pairs if key.split(".")[0] not in NO_SETTINGS_OF_A_RUN}
+
+
+def sum_up(sweep_dir: Path, objective_name: str, tracking: TrackingConfig, *, stopped: bool) -> str:
+    """Print the comparison of a sweep folder's runs, write it there and end their parent run.
+
+    Args:
+        stopped: whether somebody has put an end to it before all runs were made.
+
+    Returns:
+        How the sweep has ended, as the status of a run.
+    """
+    comparison = compare(sweep_dir)
+    statuses = {row.result["status"] for row in comparison.rows}
+    status = "failed" if statuses == {"failed"} else "completed"
+    if stopped or "interrupted" in statuses:
+        status = "interrupted"
+    files: list[Path] = []
+    metrics: dict[str, float] = {}
+    if comparison.rows:
+        print_table(comparison, objective_name)
+        files = write_files(comparison, sweep_dir, objective_name)
+        log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
+        if math.isfinite(best := comparison.rows[0].objective):
+            metrics[f"best {objective_name}"] = best
+    finish_parent(tracking, sweep_dir, artifacts=files, metrics=metrics, status=status)
+    if sweep_dir.is_dir() and not any(sweep_dir.glob("*/config.yaml")):
+        (sweep_dir / "multirun.yaml").unlink(missing_ok=True)  # Hydra wrote it before any run was refused
+        RunDir(sweep_dir).discard_if_unused()
+    return status
 
 
 def print_table(comparison: Comparison, objective_name: str) -> None:

@@ -130,10 +130,11 @@ class SharedStudy:
         """See to it that all trials of the plan are there, after those of an `earlier` study that fit the space."""
         with self._alone():
             study = self._load()
-            if earlier and not study.get_trials(deepcopy=False):
-                fitting = [copy for trial in earlier if (copy := self._imported(trial)) is not None]
+            known = len(study.get_trials(deepcopy=False))
+            fitting = [copy for trial in earlier if (copy := imported_copy(trial, self.plan.space)) is not None]
+            if fitting and not known:
                 study.set_user_attr(_SOURCE, len(fitting))
-                study.add_trials(fitting)
+            study.add_trials(fitting[known : self.imported])  # the rest, if a kill came in between
             for _ in range(len(study.get_trials(deepcopy=False)), self._end):
                 study.add_trial(optuna.create_trial(state=TrialState.WAITING))
 
@@ -248,22 +249,28 @@ class SharedStudy:
             attempt = {"worker": lease["worker"], "host": lease["host"], "begun": lease["begun"], "ended": ended}
             self._storage.set_trial_user_attr(trial_id, _ATTEMPTS, [*trial.user_attrs.get(_ATTEMPTS, []), attempt])
 
-    def _imported(self, trial: FrozenTrial) -> FrozenTrial | None:
-        """A finished trial of another study as one of ours; None if it does not fit."""
-        space, ended = self.plan.space, trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        if not ended or not all(
-            name in trial.params and distribution._contains(distribution.to_internal_repr(trial.params[name]))
-            for name, distribution in space.items()
-        ):
-            return None
-        return optuna.create_trial(
-            state=trial.state,
-            values=trial.values,
-            params={name: trial.params[name] for name in space},
-            distributions=dict(space),
-            intermediate_values=trial.intermediate_values,
-            user_attrs={_OUTCOME: {**outcome_of(trial), "imported": True}},
-        )
+
+def imported_copy(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> FrozenTrial | None:
+    """A trial of another study as a study of this space takes it; None if it does not fit or has no result."""
+    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    if not ended or not all(name in trial.params and _lies_in(space[name], trial.params[name]) for name in space):
+        return None
+    return optuna.create_trial(
+        state=trial.state,
+        values=trial.values,
+        params={name: trial.params[name] for name in space},
+        distributions=dict(space),
+        intermediate_values=trial.intermediate_values,
+        user_attrs={_OUTCOME: {**outcome_of(trial), "imported": True}},
+        system_attrs={key: value for key, value in trial.system_attrs.items() if key.startswith("constraints")},
+    )
+
+
+def _lies_in(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(distribution._contains(distribution.to_internal_repr(value)))
+    except ValueError:  # no such choice, or no number
+        return False
 
 
 def outcome_of(trial: FrozenTrial) -> dict[str, Any]:

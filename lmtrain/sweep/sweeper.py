@@ -216,6 +216,7 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.coordinator import open_study, run_workers
         from lmtrain.sweep.setup import define_study
         from lmtrain.sweep.study import FailurePolicy
+        from lmtrain.sweep.warm_start import trials_to_learn_from
 
         space = parse_space(self.settings["params"], arguments)
         trials = Compose(self._config, self._context, space)
@@ -225,8 +226,12 @@ class StudySweeper(Sweeper):
         plan = self._plan(trials, base)
         workers, shared = self._workers(base)
         sampler, pruner = (str(OmegaConf.to_container(self.settings[name])) for name in ("sampler", "pruner"))
-        study = open_study(plan, define_study(plan, base, sampler=sampler, pruner=pruner), force=base.force)
-        study.add_missing()
+        definition = define_study(plan, base, sampler=sampler, pruner=pruner)
+        earlier = trials_to_learn_from(base.sweep.start_from, plan, definition)
+        study = open_study(plan, definition, force=base.force)
+        study.add_missing(earlier)
+        if earlier and not study.imported:
+            log.warning("sweep.start_from is without effect: this study was begun without it")
         cores = available_cores()
         task = WorkerTask(
             plan,
@@ -327,14 +332,6 @@ class SweepSummary(Callback):
         stopped = on_its_way_out is not None and not isinstance(on_its_way_out, Exception)  # maybe between two runs
         if sum_up(sweep_dir, compose.first_objective(config), tracking, stopped=stopped) == "interrupted":
             log.info("the same command with sweep.name=%s goes on", config.sweep.name)
-        _discard_if_unused(sweep_dir)
-
-
-def _discard_if_unused(sweep_dir: Path) -> None:
-    """Remove what Hydra wrote of a multirun in which no run was started."""
-    if sweep_dir.is_dir() and not any(sweep_dir.glob("*/config.yaml")):
-        (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
-        RunDir(sweep_dir).discard_if_unused()
 
 
 def register_plugins() -> None:

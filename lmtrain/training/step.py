@@ -26,6 +26,9 @@ from lmtrain.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
+ALSO_IN_MAIN_MEMORY = 5
+"""Times the size of the weights: two moments of an optimizer, and the copy of all three for checkpoints."""
+
 PLAIN = TrainingLoss()
 """Cross-entropy and nothing else."""
 
@@ -132,11 +135,11 @@ class TrainingStep:
     def _clearly_fits(self, batch: Batch, room: float) -> bool:
         """Whether `batch` fits beyond doubt; if not, take the largest microbatch that should, by measure."""
         size, one = len(batch.inputs), self._measure(batch, 1)
-        optimizer_state = 2 * sum(parameter.nbytes for parameter in self.parameters)  # two moments, as most have
-        if size * one + optimizer_state <= room / 2:
+        beside = ALSO_IN_MAIN_MEMORY * sum(parameter.nbytes for parameter in self.parameters)
+        if size * one + beside <= room / 2:
             return True
         growth = self._measure(batch, 2) - one  # without the gradients of the weights, which do not grow
-        while size > 1 and one + (size - 1) * growth + optimizer_state > room:
+        while size > 1 and one + (size - 1) * growth + beside > room:
             size = half(size)
         if size < len(batch.inputs):
             log.info("microbatch %d: the whole batch would not fit into %.2f GiB of memory", size, room / 2**30)

@@ -81,7 +81,7 @@ class Compose:
             config = self._composed(tuple(words))  # Hydra says what is wrong
         with open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
-            config.hydra.overrides.task = words
+            config.hydra.overrides.task = [word for word in words if not word.startswith("hydra.")]
         return config
 
     def _composed(self, words: tuple[str, ...]) -> DictConfig:
@@ -214,6 +214,8 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.confirm import confirm_best, require_confirmable
         from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
+        from lmtrain.sweep.reading import reader_of
+        from lmtrain.sweep.report import reported
         from lmtrain.sweep.setup import define_study
         from lmtrain.sweep.study import FailurePolicy
         from lmtrain.sweep.warm_start import trials_to_learn_from
@@ -242,10 +244,11 @@ class StudySweeper(Sweeper):
             coordinator=os.getpid() if shared else None,
         )
         launch = functools.partial(self._launch, task, workers)
-        run_workers(study, lambda: launch(plan, task.train))
-        if base.sweep.confirm.top:
-            confirm_best(study, base, task.train, launch)
-            show_confirmation(plan.folder, plan.storage)
+        with reported(lambda: reader_of(plan).read(), base.tracking):
+            run_workers(study, lambda: launch(plan, task.train))
+            if base.sweep.confirm.top:
+                confirm_best(study, base, task.train, launch)
+                show_confirmation(plan.folder, plan.storage)
 
     def _plan(self, trials: Compose, base: ExperimentConfig) -> StudyPlan:
         from lmtrain.sweep.setup import first_evaluation, plan_study, token_budget

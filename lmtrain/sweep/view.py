@@ -19,7 +19,7 @@ from rich.text import Text
 
 from lmtrain.run_dir import RunDir
 from lmtrain.sweep.reading import ReadStudy, StudyReader, kind_of
-from lmtrain.sweep.tables import results_table, running_table, summary, trial_line
+from lmtrain.sweep.tables import results_table, running_table, standing, summary, trial_line
 from lmtrain.tracking.background import one_line
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,11 @@ class StudyView:
                 self._print(summary(study, workers=workers))
         else:
             for number in sorted(ended.keys() - self._told):
-                if self._live is None or kind_of(ended[number]) in _WORTH_A_LINE:
-                    self._print(trial_line(study, ended[number], workers=workers))
+                line = trial_line(study, ended[number])
+                if self._live is None:
+                    self._print(f"{line} · {standing(study, workers=workers)}")
+                elif kind_of(ended[number]) in _WORTH_A_LINE:
+                    self._print(line)
         self._told = set(ended)
         if self._live is not None:
             room = self._console.height - _LINES_OF_NO_TRIAL

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 CONFIRM_FOLDER = "confirm"
 """Inside a sweep folder, and the end of the name of the study of reruns."""
 
-TRIAL, SEED = "trial", "seed"
+TRIAL, SEED = "candidate", "seed"
 """The parameters of a rerun: the trial that is repeated, and with which seed."""
 
 _POINTS = "points"  # attribute of the study: (trial, seed) of each rerun, only ever added to

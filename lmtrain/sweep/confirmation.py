@@ -245,22 +245,22 @@ def write_confirmation(confirmation: Confirmation, folder: Path) -> list[Path]:
 def _draw(confirmation: Confirmation, path: Path) -> Path:
     """A line for each candidate: its runs, their mean with its interval, and its value in the study."""
     names = short_names(_parameters(confirmation))
-    figure, (axes,) = new_figure(width=8.0, panel_height=1.6 + 0.7 * len(confirmation.candidates))
+    figure, (axes,) = new_figure(width=8.0)
+    figure.set_figheight(1.5 + 0.75 * len(confirmation.candidates))
     labels = []
     for place, candidate in enumerate(confirmation.candidates):
         colour = BLUE if confirmation.verdict(candidate) in (BEST, TIED) else GREY
         first = place == 0
         axes.scatter(
             list(candidate.values.values()),
-            [place] * len(candidate.values),
-            s=22,
-            color=GREY,
+            [place - 0.2] * len(candidate.values),  # above the line
+            s=16,
+            color=INK,
             linewidths=0,
-            zorder=2,
             label="a seed" if first else None,
         )
         if (own := candidate.interval) is not None:
-            axes.plot([own.low, own.high], [place, place], color=colour, linewidth=3, solid_capstyle="butt", zorder=3)
+            axes.plot([own.low, own.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.scatter(
                 [own.mean], [place], s=70, color=colour, zorder=4, label="mean, 95 % interval" if first else None
             )
@@ -271,7 +271,7 @@ def _draw(confirmation: Confirmation, path: Path) -> Path:
             marker="D",
             facecolors="none",
             edgecolors=VERMILION,
-            zorder=5,
+            zorder=4,
             label="in the study" if first else None,
         )
         settings = ", ".join(f"{short} {short_value(candidate.params[name])}" for name, short in names.items())
@@ -279,7 +279,7 @@ def _draw(confirmation: Confirmation, path: Path) -> Path:
     axes.set_yticks(range(len(labels)), labels, fontsize=8, color=INK)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel(confirmation.objective)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return save_figure(figure, path)
 
 

@@ -53,10 +53,12 @@ def status(arguments: list[str]) -> None:
 def report(arguments: list[str]) -> None:
     """Write the report of a study and print where."""
     options = _parser("report", "Write the page, pictures and tables of a study into its folder.").parse_args(arguments)
+    from lmtrain.sweep.confirmation import read_confirmation
     from lmtrain.sweep.reading import read_study
     from lmtrain.sweep.report import write_report
 
-    for path in write_report(read_study(options.folder, options.storage)):
+    study = read_study(options.folder, options.storage)
+    for path in write_report(study, read_confirmation(options.folder, options.storage)):
         print(path)
 
 
@@ -65,13 +67,15 @@ def export(arguments: list[str]) -> None:
     parser = _parser("export", "Write the settings of a study's best trial as an experiment that trains it again.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="of the experiment (default: of the study)")
     parser.add_argument("--trial", type=int, metavar="N", help="this trial rather than the best")
-    parser.add_argument("--to", type=Path, default=Path("experiments"), metavar="DIR", help="default experiments/")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="a folder named experiment (default: experiments/)")
+    parser.add_argument("--force", action="store_true", help="replace an experiment of that name")
     options = parser.parse_intermixed_args(arguments)
-    from lmtrain.sweep.export import export_best
+    from lmtrain.sweep.export import command_for, export_best
     from lmtrain.sweep.reading import read_study
 
     study = read_study(options.folder, options.storage)
-    print(export_best(study, options.name, options.trial, options.to))
+    path = export_best(study, options.name, options.trial, options.to, force=options.force)
+    print(f"{path}\ntrain it with: {command_for(path)}")
 
 
 def _parser(verb: str, description: str) -> CommandParser:

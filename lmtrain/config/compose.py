@@ -115,6 +115,14 @@ def compose_config(overrides: Sequence[str], run: Path | None = None) -> Experim
         return parse_config(compose(name, list(overrides)))
 
 
+def settings_of_options(options: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that options of groups bring by themselves, nested; what they leave to the user is `???`."""
+    register()
+    with initialize_config_dir(str(config_dir())):
+        composed = compose(PRIMARY_CONFIG, [f"{group}={option}" for group, option in options.items()])
+    return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+
+
 def primary_config(overrides: Sequence[str]) -> tuple[str | None, str]:
     """Folder and name of the config to start from: the shipped one, or that of the run `resume=RUN` names."""
     for override in overrides:

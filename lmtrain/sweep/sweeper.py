@@ -214,7 +214,6 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.confirm import confirm_best, require_confirmable
         from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
-        from lmtrain.sweep.reading import reader_of
         from lmtrain.sweep.report import reported
         from lmtrain.sweep.setup import define_study
         from lmtrain.sweep.study import FailurePolicy
@@ -244,7 +243,7 @@ class StudySweeper(Sweeper):
             coordinator=os.getpid() if shared else None,
         )
         launch = functools.partial(self._launch, task, workers)
-        with reported(lambda: reader_of(plan).read(), base.tracking):
+        with reported(plan, base.tracking):
             run_workers(study, lambda: launch(plan, task.train))
             if base.sweep.confirm.top:
                 confirm_best(study, base, task.train, launch)

@@ -178,7 +178,7 @@ def finish_parent(
             client, _ = _connect(config, run_file)
             run = MlflowRun(client, json.loads(run_file.read_text())["run_id"])
             for path in artifacts:
-                run.log_artifact(path)
+                run.log_artifact(path, None if path.parent == sweep_folder else path.parent.name)
             run.finish(status, metrics, time.time())
         except Exception as error:
             _log.warning("MLflow at %s cannot be used (%s)", redact(tracking_uri(config)), one_line(error))

@@ -16,6 +16,8 @@ from rich.text import Text
 from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, seconds_of, short_names, short_value, status_of
 from lmtrain.sweep.study import lease_of, outcome_of
 
+NOBODY = "nobody works on it; the same command goes on"
+
 _PACE_FROM = 0.05
 """Part of a trial that must be done before its pace is worth something: the start takes its time."""
 _ROOM_OF_THE_REST = 44
@@ -153,7 +155,7 @@ class _Parameters:
 
     def add_columns(self, table: Table) -> None:
         if not self._apart:
-            table.add_column("parameters", overflow="fold")
+            table.add_column("parameters", overflow="fold", min_width=20)
             return
         for name, short in self._names.items():
             numbers = all(
@@ -180,7 +182,7 @@ def _rest(study: ReadStudy, workers: int | None) -> str:
         return ""
     at_work = len(study.running) if workers is None else workers
     if not at_work:
-        return "nobody works on it; the same command goes on"
+        return NOBODY
     seconds = seconds_left(study, at_work)
     if seconds is None:
         return "" if study.running else "workers are starting"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
@@ -25,6 +26,8 @@ from lmtrain.tracking.background import one_line
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+MAX_SHARE = 0.008
+"""Of a core's time that looking may take; where a look takes long, because of many workers, there are fewer."""
 LONGEST_LAST_LOOK_SECONDS = 10.0
 """How long the end waits for a storage that does not answer."""
 
@@ -77,8 +80,11 @@ class StudyView:
         self._over.wait()
 
     def _keep_looking(self) -> None:
-        while not self._leaving.wait(POLL_SECONDS):
+        pause = POLL_SECONDS
+        while not self._leaving.wait(pause):
+            before = time.thread_time()
             self._look()
+            pause = max(POLL_SECONDS, (time.thread_time() - before) / MAX_SHARE)
         self._look()  # for what has ended since
 
     def _look(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
@@ -33,7 +33,7 @@ def trials_to_learn_from(source: str | None, plan: StudyPlan, definition: Mappin
         raise ConfigError(f"sweep.start_from={folder} is this study itself, which goes on without being told")
     same_server = redact(plan.storage) == read_description(folder).storage
     earlier = read_study(folder, plan.storage if same_server else None)  # ours has the password
-    wanted, found = (plan.objectives, plan.directions), (earlier.objectives, earlier.directions)
+    found, wanted = (_objectives(study.objectives, study.directions) for study in (earlier, plan))
     if wanted != found:
         raise ConfigError(f"sweep.start_from={folder}: its objective is {found}, that of this study {wanted}")
     fitting = [trial for trial in earlier.ended if imported_copy(trial, plan.space) is not None]
@@ -48,6 +48,10 @@ def trials_to_learn_from(source: str | None, plan: StudyPlan, definition: Mappin
         shown = "; ".join(differences[:_MOST_DIFFERENCES]) + ("; …" if len(differences) > _MOST_DIFFERENCES else "")
         log.warning("its trials were of other settings and may mislead the sampler: %s", shown)
     return fitting
+
+
+def _objectives(names: Sequence[str], directions: Sequence[str]) -> str:
+    return ", ".join(f"{name} ({direction})" for name, direction in zip(names, directions, strict=True))
 
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

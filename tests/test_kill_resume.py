@@ -1,0 +1,54 @@
+"""Kill -9 at random instants and resume: the ending is that of the run nobody touched, to the bit."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import pytest
+from command_line import ROOT
+
+from lmtrain.commands.verify_resume import kill_and_resume, main, train_whole
+from lmtrain.config.compose import group_options
+from lmtrain.run_dir import RunDir
+
+KILLS = 10
+SMALL = ["model.d_model=64", "model.num_layers=2", "data.seq_len=64", "parallel.num_threads=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_killed_runs_end_like_those_that_were_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of the benchmark, ten kills or more."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    from kill_resume import SETTINGS, STEPS
+
+    chance, kills = random.Random(0), 0
+    wholes = {name: RunDir(tmp_path / f"whole {number}") for number, name in enumerate(SETTINGS)}
+    for name, overrides in SETTINGS.items():
+        train_whole(wholes[name], overrides, steps=STEPS)
+    for number in range(KILLS):
+        name = list(SETTINGS)[number % len(SETTINGS)]
+        run = RunDir(tmp_path / f"broken {number}")
+        where, differences = kill_and_resume(
+            run, wholes[name], SETTINGS[name], steps=STEPS, chance=chance, attempts=1 + number % 2
+        )
+        assert not differences, (name, where)
+        kills += sum(kill.phase != "ended" for kill in where)
+    assert kills >= KILLS / 2
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("experiment", group_options("experiment"))
+def test_every_shipped_experiment_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Smaller than shipped, or it would take an hour; the rest is as it is."""
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    reads_a_file = "override /data: text" in (ROOT / "experiments" / f"{experiment}.yaml").read_text()
+    path = [f"data.path={argparse.__file__}"] if reads_a_file else []
+    assert main(["--steps", "12", "--seed", "0", f"experiment={experiment}", *path, *SMALL]) == 0
+    assert "identical (kill seed 0)" in capfd.readouterr().out

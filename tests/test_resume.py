@@ -176,7 +176,7 @@ def test_a_full_disk_ends_a_run_with_its_result(run: Path, monkeypatch: pytest.M
 
 
 def on_a_small_disk(folder: Path, kilobytes: int, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script beside a folder `disk` of so many kilobytes, mounted for it alone; skip where that is not allowed."""
+    """Run a script beside a folder `disk` of so many kilobytes, mounted for it; skip where that is not allowed."""
     (folder / "disk").mkdir(exist_ok=True)
     space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs disk"

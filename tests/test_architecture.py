@@ -21,7 +21,8 @@ LAYERS = [
     ("data", "model", "tracking", "hardware", "console", "training"),
     ("session",),
     ("run",),
-    ("sweep", "commands"),
+    ("sweep",),
+    ("commands",),
     ("__main__",),
 ]
 # Leaves of one layer know nothing of each other, but for these.

@@ -87,7 +87,7 @@ def results_table(study: ReadStudy, *, width: int) -> RenderableType:
     front = {trial.number for trial in study.pareto} if len(study.objectives) > 1 else set()
     best = {study.best.number} if study.best is not None else set()
     parameters = _Parameters(study, ended, width)
-    table = _table(f"{study.name}: {len(ended)} trials by {study.objectives[0]}")
+    table = _table(f"{study.name}: {len(ended)} {'trial' if len(ended) == 1 else 'trials'} by {study.objectives[0]}")
     table.add_column("trial", justify="right")
     table.add_column("status")
     parameters.add_columns(table)

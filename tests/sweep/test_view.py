@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from optuna.trial import FrozenTrial
@@ -265,7 +266,8 @@ def test_a_terminal_shows_what_runs_and_messages_above_it(
 ) -> None:
     study = begun(tmp_path, num_trials=3)
     terminal = Terminal(monkeypatch)  # not a fixture: pytest sets standard output and error after those
-    early, root, log = logging.StreamHandler(terminal.stream), logging.getLogger(), logging.getLogger("somebody")
+    early: logging.StreamHandler[TextIO] = logging.StreamHandler(terminal.stream)
+    root, log = logging.getLogger(), logging.getLogger("somebody")
     root.addHandler(early)
     late = early
     try:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from lmtrain.commands import COMMANDS, load_command
 from lmtrain.config import compose
-from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, explain
+from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, PastHydra, explain
 from lmtrain.config.saved import SAVED_CONFIG
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
@@ -30,12 +30,7 @@ log = logging.getLogger(__name__)
 TRUSTED_TARGETS = ("lmtrain.*", "hydra.*", "hydra_plugins.*", "optuna.*", "logging.*")
 """What a config's `_target_` may name; Hydra refuses anything else, also in a config file from a stranger."""
 
-
-class _PastHydra(BaseException):
-    """Carries an error out of a single run without Hydra announcing it in its own words."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+DRY_RUN = "--dry-run"
 
 
 def task(config: DictConfig) -> float:
@@ -49,13 +44,15 @@ def task(config: DictConfig) -> float:
     except (LmtrainError, *COMPOSITION_ERRORS) as error:
         if job.sweep_dir is not None and not isinstance(error, Interrupted):
             raise  # the other runs of the multirun go on
-        raise _PastHydra(error) from error
+        raise PastHydra(error) from error
     finally:
         RunDir(job.run_dir).discard_if_unused()
 
 
 def _run_job(config: DictConfig, job: compose.Job) -> float:
     settings = compose.parse_config(config)
+    if job.sweep_dir is None and settings.sweep.dry_run:
+        raise ConfigError(f"{DRY_RUN} tells what a sweep would run: add --multirun; --cfg job shows a single run")
     if job.sweep_dir is None and any(word.lstrip("+").startswith(("sweep=", "sweep.")) for word in job.overrides):
         log.warning("this makes one run: what sweep says is for --multirun")
     from lmtrain.run import run_experiment
@@ -87,6 +84,9 @@ def _run(arguments: list[str]) -> int:
         try:
             if arguments and arguments[0] in COMMANDS:
                 return load_command(arguments[0])(arguments[1:])
+            if DRY_RUN in arguments:  # Hydra knows no such flag
+                arguments = [*(word for word in arguments if word != DRY_RUN), "sweep.dry_run=true"]
+                sys.argv[1:] = arguments
             words = _parse(arguments)
             register_plugins()
             config_path, config_name = compose.primary_config(words.overrides)
@@ -98,7 +98,7 @@ def _run(arguments: list[str]) -> int:
             compose.refuse_groups(words.overrides, saved=SAVED_CONFIG in (config_name, words.config_name))
             start = hydra.main(config_path=config_path, config_name=config_name, execution_whitelist=TRUSTED_TARGETS)
             start(task)()
-        except _PastHydra as carrier:
+        except PastHydra as carrier:
             raise carrier.error from None
     except LmtrainError as error:
         return _fail(error, str(error), error.exit_status, show_traceback)

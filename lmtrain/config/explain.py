@@ -27,6 +27,13 @@ REQUEST_ERRORS = (*COMPOSITION_ERRORS, MarkedYAMLError, OSError, ValueError)
 """... and what else comes of a request: unreadable files, flags that exclude each other."""
 
 
+class PastHydra(BaseException):
+    """Carries an error out of what Hydra calls without Hydra announcing it in its own words."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 def explain(error: BaseException) -> str:
     """One or two lines for an error of a request, before any run has started."""
     for cause in _chain(error):

@@ -133,7 +133,13 @@ def matching_choice(distribution: BaseDistribution, value: Any) -> Any:
     return value if distribution._contains(value) else None
 
 
-def current_value(config: DictConfig, name: str) -> Any:
+def defaults_within(config: DictConfig, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """What a composed config has where each parameter goes, for those of which it lies within the range."""
+    found = {name: matching_choice(among, _current_value(config, name)) for name, among in distributions.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _current_value(config: DictConfig, name: str) -> Any:
     """What a composed config has where a parameter goes: the option of a group, or a setting."""
     key = name.lstrip("+").split("@")[0]
     choices = config.hydra.runtime.choices

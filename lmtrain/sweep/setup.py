@@ -6,8 +6,10 @@ Knows no Hydra: composed settings, the space and the makers of sampler and prune
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,13 @@ from lmtrain.config.saved import study_settings
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.config.search_space import describe, matching_choice
 from lmtrain.errors import ConfigError
+from lmtrain.sweep import storage
 from lmtrain.sweep.storage import journal_path
 from lmtrain.sweep.study import StudyPlan
+
+log = logging.getLogger(__name__)
+
+POINTS_TO_TRY = 20
 
 MAX_GRID = 100_000
 """Points of a grid sampler beyond which one did not mean it."""
@@ -76,7 +83,14 @@ def plan_study(
     )
 
 
-def define_study(plan: StudyPlan, base: ExperimentConfig, *, sampler: str, pruner: str) -> dict[str, str]:
+def define_study(
+    plan: StudyPlan,
+    base: ExperimentConfig,
+    *,
+    sampler: Mapping[str, Any],
+    pruner: Mapping[str, Any],
+    custom: str | None,
+) -> dict[str, str]:
     """What must stay the same for trials of one study to compare, as words."""
     searched = {f"search {name}": describe(distribution) for name, distribution in plan.space.items()}
     chosen = tuple(name.lstrip("+") for name in plan.space)
@@ -85,14 +99,58 @@ def define_study(plan: StudyPlan, base: ExperimentConfig, *, sampler: str, prune
         for key, value in study_settings(base).items()
         if not any(key == name or key.startswith(f"{name}.") for name in chosen) and "experiment" not in chosen
     }
-    directions = ", ".join(plan.directions)
-    return searched | {"direction": directions, "sampler": sampler, "pruner": pruner} | settings
+    how = {
+        f"{kind} {key.lstrip('_')}": str(value)
+        for kind, option in (("sampler", sampler), ("pruner", pruner))
+        for key, value in option.items()
+        if value is not None
+    }
+    return searched | {"direction": ", ".join(plan.directions), "search function": str(custom)} | how | settings
 
 
-def sample_points(distributions: Mapping[str, BaseDistribution], count: int) -> list[dict[str, Any]]:
-    """Random points of a space, always the same ones."""
+def sample_points(
+    distributions: Mapping[str, BaseDistribution], extend: Callable[[optuna.Trial], None] | None
+) -> Iterator[dict[str, Any]]:
+    """Random points of a space, always the same ones: as many as are tried before it is given up as impossible."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [study.ask(dict(distributions)).params for _ in range(count)]
+    for _ in range(POINTS_TO_TRY):
+        trial = study.ask(dict(distributions))
+        if extend is not None:
+            extend(trial)
+        yield dict(trial.params)
+
+
+def random_points(sampler: Mapping[str, Any]) -> int:
+    """How many points of `hydra.sweeper.sampler` are asked before anything has been learnt."""
+    learns = ("n_startup_trials", "population_size")
+    return next((int(sampler[name]) for name in learns if sampler.get(name) is not None), sys.maxsize)
+
+
+def warn_of_doubts(
+    plan: StudyPlan, base: ExperimentConfig, *, sampler: Mapping[str, Any], pruner: Mapping[str, Any], workers: int
+) -> None:
+    """Tell what a user should know before the night, with what to do about it."""
+    kind, prunes = str(sampler["_target_"]).rpartition(".")[2], not str(pruner["_target_"]).endswith("NopPruner")
+    choices = [name for name, found in plan.space.items() if isinstance(found, CategoricalDistribution)]
+    found = [unfair_budget(base, list(plan.space)), storage.doubts(plan.storage, workers=workers)]
+    if plan.num_trials <= (asked := random_points(sampler)) < sys.maxsize:
+        found.append(
+            f"{kind} draws its first {asked} points at random: all of hydra.sweeper.n_trials={plan.num_trials}"
+        )
+    if kind == "CmaEsSampler" and choices:
+        found.append(
+            f"{kind} searches numbers only, {', '.join(choices)} is drawn at random: hydra/sweeper/sampler=tpe"
+        )
+    if prunes and len(plan.directions) > 1:
+        found.append("trials of several objectives are never pruned")
+    elif prunes and kind not in ("TPESampler", "RandomSampler", "GridSampler", "QMCSampler"):
+        found.append(
+            f"{kind} learns from completed trials only, not from pruned ones nor from those out of memory: "
+            "hydra/sweeper/pruner=none, or hydra/sweeper/sampler=tpe"
+        )
+    for doubt in found:
+        if doubt is not None:
+            log.warning("warning: %s", doubt)
 
 
 def token_budget(config: ExperimentConfig) -> int | None:

@@ -31,11 +31,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config import compose
-from lmtrain.config.explain import COMPOSITION_ERRORS, explain
+from lmtrain.config.explain import PastHydra
+from lmtrain.config.launch import count_workers, runs_here
+from lmtrain.config.points import first_settings, grid_of, settings_or_reason
 from lmtrain.config.schema import ExperimentConfig, TrackingConfig
-from lmtrain.config.search_space import SearchSpace, current_value, matching_choice, override_word, parse_space
+from lmtrain.config.search_space import SearchSpace, defaults_within, override_word, parse_space
 from lmtrain.config.study_sweeper import build_pruner, build_sampler, directions_of, is_grid
-from lmtrain.errors import ConfigError, Interrupted, LmtrainError
+from lmtrain.errors import Interrupted
 from lmtrain.machine import available_cores, count_gpus
 from lmtrain.run_dir import RunDir
 
@@ -48,9 +50,6 @@ if TYPE_CHECKING:
     from lmtrain.training.trainer import Judge
 
 log = logging.getLogger(__name__)
-
-POINTS_TO_TRY = 20
-"""Points of a space that are composed before it is given up as impossible."""
 
 WORKER_FOLDER = ".workers"
 """Inside a sweep folder: what Hydra makes for the jobs that are workers."""
@@ -215,19 +214,27 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
         from lmtrain.sweep.report import reported
-        from lmtrain.sweep.setup import define_study
+        from lmtrain.sweep.setup import define_study, sample_points, warn_of_doubts
         from lmtrain.sweep.study import FailurePolicy
         from lmtrain.sweep.warm_start import trials_to_learn_from
 
         space = parse_space(self.settings["params"], arguments)
         trials = Compose(self._config, self._context, space)
-        base = _settings_of_a_trial(trials)
+        base = first_settings(trials, sample_points(space.distributions, self._custom_space()))
         if base.sweep.confirm.top:
             require_confirmable(base, list(space.distributions))
         plan = self._plan(trials, base)
-        workers, shared = self._workers(base)
-        sampler, pruner = (str(OmegaConf.to_container(self.settings[name])) for name in ("sampler", "pruner"))
-        definition = define_study(plan, base, sampler=sampler, pruner=pruner)
+        workers, shared = count_workers(self._config, self.settings["n_jobs"], base.device)
+        how = {
+            name: cast("dict[str, Any]", OmegaConf.to_container(self.settings[name])) for name in ("sampler", "pruner")
+        }
+        warn_of_doubts(plan, base, workers=workers, **how)
+        if base.sweep.dry_run:
+            from lmtrain.sweep.dry_run import show_study
+
+            settings_of = functools.partial(settings_or_reason, trials, 0)
+            return show_study(plan, settings_of, base, workers=workers, local=runs_here(self._config), **how)
+        definition = define_study(plan, base, custom=self.settings["custom_search_space"], **how)
         earlier = trials_to_learn_from(base.sweep.start_from, plan, definition)
         study = open_study(plan, definition, force=base.force)
         study.add_missing(earlier)
@@ -258,14 +265,11 @@ class StudySweeper(Sweeper):
         make_sampler = functools.partial(build_sampler, sampler, int(seed))
         make_pruner = functools.partial(build_pruner, pruner, first=first, budget=token_budget(base) or first)
         make_sampler(0), make_pruner()  # refused here if their settings are wrong
-        composed = trials(0, {})
-        values = {name: current_value(composed, name) for name in trials.space.distributions}
-        found = {name: matching_choice(trials.space.distributions[name], value) for name, value in values.items()}
         return plan_study(
             self.settings,
             base,
             trials.space.distributions,
-            {name: value for name, value in found.items() if value is not None},
+            defaults_within(trials(0, {}), trials.space.distributions),
             Path(self._config.hydra.sweep.dir).absolute(),
             directions=directions_of(self.settings["direction"]),
             grid=is_grid(sampler),
@@ -278,22 +282,6 @@ class StudySweeper(Sweeper):
         name = self.settings["custom_search_space"]
         return None if name is None else functools.partial(get_method(str(name)), self._config)
 
-    def _workers(self, base: ExperimentConfig) -> tuple[int, bool]:
-        """How many workers to launch, and whether they share this machine."""
-        wanted, launcher = self.settings["n_jobs"], str(self._config.hydra.runtime.choices["hydra/launcher"])
-        if launcher == "basic":
-            if wanted is not None and wanted > 1:
-                log.warning("hydra/launcher=basic has one worker; for %d add hydra/launcher=joblib", wanted)
-            return 1, False
-        if launcher != "joblib":
-            return int(wanted or 1), False
-        from joblib import effective_n_jobs
-
-        at_once = effective_n_jobs(self._config.hydra.launcher.n_jobs)
-        if wanted is None and base.device in ("auto", "cuda"):
-            wanted = count_gpus()  # none: as many as the launcher runs
-        return min(int(wanted or at_once), at_once), True
-
     def _launch(self, task: WorkerTask, workers: int, plan: StudyPlan, train: Train) -> Sequence[Any]:
         """Run workers of a plan on whatever launcher is chosen; returns what each returned."""
         task = dataclasses.replace(task, plan=plan, train=train)
@@ -305,35 +293,36 @@ class StudySweeper(Sweeper):
         return [job.return_value for job in returned]
 
 
-def _settings_of_a_trial(trials: Compose) -> ExperimentConfig:
-    """What a trial composes to, to be checked before anything starts; raises the first error if no point does."""
-    from lmtrain.sweep.setup import sample_points
-
-    first_error: Exception | None = None
-    for point in sample_points(trials.space.distributions, POINTS_TO_TRY):
-        try:
-            return compose.parse_config(compose.without_hydra(trials(0, point)))
-        except (LmtrainError, *COMPOSITION_ERRORS) as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise ConfigError(f"no setting of this space can be run: {explain(first_error)}") from first_error
-
-
 class SweepSummary(Callback):
     """Compares the runs of a multirun that is no study at its end: a table here, files and pictures in its folder."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra before its sweeper: a dry run of a grid ends here."""
+        if config.sweep.dry_run and not _is_study(config):
+            from lmtrain.sweep.dry_run import show_grid
+
+            try:
+                show_grid(grid_of(config), Path(config.hydra.sweep.dir))
+            except Exception as error:  # Hydra would make a warning of it
+                raise PastHydra(error) from error
+            raise SystemExit
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all runs have ended, also when one of them raised."""
         from lmtrain.sweep.comparison import sum_up
 
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
-        if config.hydra.sweeper._target_ == f"{StudySweeper.__module__}.{StudySweeper.__name__}":
-            return  # it sums up itself
+        if config.sweep.dry_run or _is_study(config):
+            return  # a study sums up itself
         tracking = cast(TrackingConfig, OmegaConf.to_object(config.tracking))
         on_its_way_out = sys.exception()
         stopped = on_its_way_out is not None and not isinstance(on_its_way_out, Exception)  # maybe between two runs
         if sum_up(sweep_dir, compose.first_objective(config), tracking, stopped=stopped) == "interrupted":
             log.info("the same command with sweep.name=%s goes on", config.sweep.name)
+
+
+def _is_study(config: DictConfig) -> bool:
+    return str(config.hydra.sweeper._target_) == f"{StudySweeper.__module__}.{StudySweeper.__name__}"
 
 
 def register_plugins() -> None:

@@ -25,7 +25,8 @@ from lmtrain.errors import ConfigError
 from lmtrain.run import RunResult
 from lmtrain.sweep.setup import grid_points
 from lmtrain.sweep.study import FailurePolicy, SharedStudy, StudyPlan
-from lmtrain.sweep.worker import Judge, work
+from lmtrain.sweep.worker import work
+from lmtrain.training.trainer import Judge
 
 SAMPLERS = ("tpe", "random", "cmaes", "nsgaii", "nsgaiii", "gp", "qmc", "grid")
 LEARNS_SOON = {  # so that few trials are enough to see it sample by what it has learnt

@@ -1,0 +1,153 @@
+"""How long a run takes and how much memory it needs, by arithmetic and a tenth of a second of measuring.
+
+Right to a factor of two or so, which is enough to tell an hour from a night. Reads no text and builds no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lmtrain.config.schema import (
+    AdafactorConfig,
+    ByteConfig,
+    DecoderConfig,
+    ExperimentConfig,
+    LionConfig,
+    MuonConfig,
+    SentencePieceBpeConfig,
+    SGDConfig,
+)
+from lmtrain.hardware import FORMATS, available_memory, choose_device, set_threads
+from lmtrain.machine import available_cores, count_gpus
+from lmtrain.model.sizing import count_parameters, flops_per_token
+from lmtrain.session import EVAL_BATCH_SEQUENCES
+from lmtrain.sweep.setup import first_evaluation, token_budget
+from lmtrain.training.utilisation import measured_peak, peak_flops
+
+SHARE_OF_PEAK = {"cpu": 0.5, "cuda": 0.35, "mps": 0.35}
+"""What training reaches of the speed of large matrix products, models of some million parameters and more."""
+
+SECONDS_A_LAYER = 0.8e-3
+"""What a step takes at least for each layer, and twice for what is around them: calls, not arithmetic."""
+
+PROGRAM_BYTES = 0.45 * 2**30
+"""Main memory of a process that has imported all it needs and trained nothing yet."""
+
+USUAL_CHARACTERS = 100
+"""Vocabulary of a character tokenizer, which is not known before the text is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What counts of the hardware here."""
+
+    device: torch.device
+    peak: float  # matrix products, FLOP/s
+    measured: bool  # or by the data sheet
+    free_memory: float  # bytes, of the device
+    threads: int  # of a run
+
+    @classmethod
+    def measure(cls, config: ExperimentConfig) -> Machine:
+        """This machine, in the format of a run. Takes a tenth of a second. Raises HardwareError."""
+        device = choose_device(config.device)
+        usual = torch.bfloat16 if device.type == "cuda" else torch.float32
+        format = FORMATS.get(config.precision.format, usual)
+        listed = peak_flops(device, format)
+        free = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else available_memory()
+        threads = set_threads(config.parallel.num_threads)
+        return cls(
+            device=device,
+            peak=listed or measured_peak(device, format, threads),
+            measured=listed is None,
+            free_memory=free,
+            threads=threads,
+        )
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.device.type == "cuda":
+            return f"one {torch.cuda.get_device_name(self.device)}"
+        return f"{self.threads} CPU threads" if self.device.type == "cpu" else "the GPU"
+
+    @property
+    def speed(self) -> float:
+        """FLOP/s that training is taken to reach."""
+        return self.peak * SHARE_OF_PEAK[self.device.type]
+
+    @property
+    def basis(self) -> str:
+        """What `seconds_of` rests on, in words."""
+        source = "measured just now" if self.measured else "by its data sheet"
+        return (
+            f"from the arithmetic of a token and {SHARE_OF_PEAK[self.device.type]:.0%} of {self.peak / 1e9:,.0f} "
+            f"GFLOP/s in matrix products ({source})"
+        )
+
+    def at_once(self, workers: int) -> int:
+        """How many runs here go on at full speed."""
+        places = count_gpus() if self.device.type == "cuda" else available_cores() // self.threads
+        return max(1, min(workers, places))
+
+
+def seconds_of(config: ExperimentConfig, machine: Machine) -> float | None:
+    """Duration of a run with all of the machine, evaluations included; None if the budget is not known in tokens."""
+    tokens = token_budget(config)
+    if tokens is None:
+        return None
+    model = _model(config)
+    steps = tokens / (config.batch_size * config.data.seq_len)
+    flops = flops_per_token(model, _vocab_size(config), config.data.seq_len)
+    evaluated = (config.trainer.eval_batches or 0) * EVAL_BATCH_SEQUENCES * config.data.seq_len  # 0: all of a text
+    forward = evaluated * max(1.0, tokens / first_evaluation(config))
+    calls = SECONDS_A_LAYER * (model.num_layers + 2)
+    return max(flops * tokens / machine.speed, calls * steps) + flops / 3 * forward / machine.speed
+
+
+def memory_of(config: ExperimentConfig, machine: Machine) -> float:
+    """Bytes a run needs of the device's memory at its peak, without what fragmentation takes."""
+    model, vocab_size, seq_len = _model(config), _vocab_size(config), config.data.seq_len
+    count = count_parameters(model, vocab_size, seq_len)
+    micro = config.trainer.micro_batch_size
+    tokens = seq_len * (config.batch_size if micro == "auto" else micro)
+    half = machine.device.type == "cuda" and config.precision.format != "fp32"
+    # What norms, projections, attention and activation take in and give; the logits, with softmax and gradient.
+    layer = model.d_model * (1 if config.trainer.activation_checkpointing == "full" else 12) + 3 * model.hidden_dim
+    activations = tokens * (model.num_layers * layer * (2 if half else 4) + 3 * 4 * vocab_size)
+    program = PROGRAM_BYTES if machine.device.type == "cpu" else 0.0
+    return (
+        program
+        + 4 * (2 * count.total + _state(config, count.attention + count.feed_forward, count.total))
+        + activations
+    )
+
+
+def _state(config: ExperimentConfig, matrices: int, total: int) -> int:
+    """Numbers an optimizer keeps."""
+    match config.optimizer:
+        case MuonConfig():
+            return 2 * total - matrices
+        case LionConfig():
+            return total
+        case SGDConfig():
+            return total if config.optimizer.momentum else 0
+        case AdafactorConfig():
+            return 0  # rows and columns
+    return 2 * total
+
+
+def _model(config: ExperimentConfig) -> DecoderConfig:
+    assert isinstance(config.model, DecoderConfig)
+    return config.model
+
+
+def _vocab_size(config: ExperimentConfig) -> int:
+    match config.tokenizer:
+        case SentencePieceBpeConfig():
+            return config.tokenizer.vocab_size
+        case ByteConfig():
+            return 257
+    return USUAL_CHARACTERS

@@ -1,16 +1,19 @@
-"""Several runs by one command: a grid, a study, wrong points among right ones, and what they leave behind."""
+"""A grid: several runs by one command, wrong points among right ones, what it leaves behind, and the command again."""
 
 from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from command_line import TINY, CommandLine
+from command_line import TINY, CommandLine, snapshot
 
 from lmtrain.run_dir import RunDir
 
@@ -111,28 +114,71 @@ def test_the_right_points_of_a_grid_are_run_and_the_wrong_ones_told(lmtrain: Com
     assert not (sweep_dir / "0000").exists()
 
 
-# ------------------------------------------------------------------------------------------------- a study
+# --------------------------------------------------------------------------------------------- typed again
 
 
-def test_a_study_searches_and_names_the_best(lmtrain: CommandLine, words: list[str]) -> None:
-    study = ["sweep=lr_dropout_batch", "hydra.sweeper.n_trials=3", "trainer.max_tokens=2560", "sweep.name=study"]
-    free = [word for word in words if word != "batch_size=4"]  # a setting on the command line is not searched
-    done = lmtrain(*free, *study)
-    sweep_dir = lmtrain.folder / "multirun/study"
-    results = [result_of(sweep_dir / f"{number:04d}") for number in range(3)]
-    saved = [yaml.safe_load((sweep_dir / f"{number:04d}/config.yaml").read_text()) for number in range(3)]
-    for config, result in zip(saved, results, strict=True):
-        searched = {word.split("=")[0]: word.split("=")[1] for word in result["overrides"]}
-        assert all(config[key] == float(searched[key]) for key in ("lr", "dropout", "batch_size"))
-    assert len({config["lr"] for config in saved}) == 3
-    assert {result["tokens"] for result in results} == {2560}, "compared at equal tokens"
+@pytest.fixture
+def rates(words: list[str]) -> list[str]:
+    return [*words, "trainer.max_steps=20", "sweep.name=rates"]
 
-    best = min(range(3), key=lambda number: results[number]["objective"])
-    found = yaml.safe_load((sweep_dir / "optimization_results.yaml").read_text())
-    assert found["best_value"] == pytest.approx(results[best]["objective"])
-    assert float(found["best_params"]["lr"]) == pytest.approx(saved[best]["lr"])
-    assert rows_of(sweep_dir)[0]["run"] == f"{best:04d}"
+
+def test_a_grid_typed_again_makes_only_what_is_new(lmtrain: CommandLine, rates: list[str]) -> None:
+    lmtrain(*rates, "lr=1e-3,1e-2")
+    sweep_dir = lmtrain.folder / "multirun/rates"
+    before = {name: snapshot(sweep_dir / name) for name in ("0000", "0001")}
+    done = lmtrain(*rates, "lr=1e-3,1e-2,2e-2")
+    assert before == {name: snapshot(sweep_dir / name) for name in before}, "what is done is not touched"
+    for name in before:
+        assert f"multirun/rates/{name} is there already: completed at step 20" in done.stdout
+    assert {row["run"] for row in rows_of(sweep_dir)} == {"0000", "0001", "0002"}
     assert "3 runs by val/loss" in done.stdout
+
+
+def test_a_grid_that_was_stopped_goes_on_when_typed_again(lmtrain: CommandLine, words: list[str]) -> None:
+    mirrored = [word for word in words if word != "tracking=none"]
+    grid = [*mirrored, "lr=1e-3,1e-2", "trainer.checkpoint_every=20", "sweep.name=rates"]
+    sweep_dir = lmtrain.folder / "multirun/rates"
+    long = [*grid, "trainer.max_steps=2000"]
+    with lmtrain.start(*long) as process:
+        wait_for(lambda: (sweep_dir / "0000/checkpoints/last").exists() and (sweep_dir / "mlflow_run.json").exists())
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command with sweep.name=rates goes on" in out
+    stopped_at = result_of(sweep_dir / "0000")["step"]
+    assert 20 <= stopped_at < 2000
+    assert status_in_mlflow(lmtrain, sweep_dir) == status_in_mlflow(lmtrain, sweep_dir / "0000") == "KILLED"
+    assert not (sweep_dir / "0001").exists()
+
+    shorter = stopped_at + 20
+    refused = lmtrain(*grid, f"trainer.max_steps={shorter}", status=2)
+    assert f"already holds a run of other settings: trainer.max_steps 2000 → {shorter}" in refused.stderr
+    assert result_of(sweep_dir / "0000")["step"] == stopped_at
+    lmtrain(*grid, f"trainer.max_steps={shorter}", "resume=auto")
+    results = [result_of(sweep_dir / name) for name in ("0000", "0001")]
+    assert [(result["status"], result["step"]) for result in results] == [("completed", shorter)] * 2
+    assert [result["attempt"] for result in results] == [1, 0], "the first went on, the second began"
+    assert status_in_mlflow(lmtrain, sweep_dir) == "FINISHED"
+
+
+def test_sweep_settings_without_multirun_are_remarked_upon(lmtrain: CommandLine, words: list[str]) -> None:
+    done = lmtrain(*words[1:], "trainer.max_steps=20", "sweep.name=rates")
+    assert done.stdout.count("this makes one run: what sweep says is for --multirun") == 1
+    assert not (lmtrain.folder / "multirun").exists()
+
+
+def status_in_mlflow(lmtrain: CommandLine, folder: Path) -> str:
+    from mlflow import MlflowClient
+
+    run_id = json.loads((folder / "mlflow_run.json").read_text())["run_id"]
+    return str(MlflowClient(f"sqlite:///{lmtrain.folder}/mlflow.db").get_run(run_id).info.status)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # ------------------------------------------------------------------------------------------------ launchers

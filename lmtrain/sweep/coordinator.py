@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import psutil
 from optuna.trial import TrialState
 
-from lmtrain.errors import Interrupted, RunError, RunFolderError
+from lmtrain.errors import ConfigError, Interrupted, RunError, RunFolderError
+from lmtrain.run_dir import RunDir
 from lmtrain.sweep.reading import reader_of, write_description
 from lmtrain.sweep.study import SharedStudy, StudyPlan, lease_of
 from lmtrain.sweep.view import StudyView
@@ -29,7 +30,11 @@ MAX_LAUNCHES_WITHOUT_PROGRESS = 2
 def open_study(plan: StudyPlan, definition: Mapping[str, str], *, force: bool) -> SharedStudy:
     """The study, new or found. Raises RunFolderError if another one is there."""
     plan.folder.mkdir(parents=True, exist_ok=True)
-    study = SharedStudy(plan)
+    try:
+        study = SharedStudy(plan)
+    except ConfigError:
+        RunDir(plan.folder).discard_if_unused()
+        raise
     differences = study.define(definition)
     if differences and not force:
         raise RunFolderError(

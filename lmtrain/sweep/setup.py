@@ -20,12 +20,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from lmtrain.config.saved import study_settings
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.config.search_space import describe, matching_choice
+from lmtrain.data.prepare import prepare
 from lmtrain.errors import ConfigError
+from lmtrain.hardware import choose_device, require_format
 from lmtrain.sweep import storage
 from lmtrain.sweep.storage import journal_path
 from lmtrain.sweep.study import StudyPlan
 
 log = logging.getLogger(__name__)
+
+MATTERS_TO_DATA = ("data", "tokenizer", "device", "precision", "experiment")
 
 POINTS_TO_TRY = 20
 
@@ -81,6 +85,14 @@ def plan_study(
         objectives=base.objectives,
         budget_tokens=token_budget(base),
     )
+
+
+def require_data(plan: StudyPlan, base: ExperimentConfig) -> None:
+    """Prepare the text here, once for all workers. Raises UsageError for what every trial would be refused for."""
+    if any(name.partition(".")[0] in MATTERS_TO_DATA for name in plan.space):
+        return  # it is another one in each trial
+    require_format(base.precision.format, choose_device(base.device))
+    prepare(base.data, base.tokenizer, on_progress=log.info)
 
 
 def define_study(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
@@ -17,6 +18,14 @@ from lmtrain.tracking.mlflow import redact
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "gpfs", "beegfs", "glusterfs", "ceph"}
 )
+
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "pymysql": "pymysql", "MySQLdb": "mysqlclient"}
+"""Module of a database driver → package to install."""
+
+SERVERS = ("postgresql", "mysql", "mariadb")
+"""How the addresses of databases begin whose drivers take a limit in seconds on waiting for the server."""
+
+CONNECT_SECONDS = 8
 
 _CREATION_ATTEMPTS = 5
 
@@ -41,19 +50,37 @@ def open_storage(where: str, *, create: bool = True) -> BaseStorage:
 
     for attempt in range(_CREATION_ATTEMPTS):
         try:
-            # A connection that the server closed overnight is opened again.
             return optuna.storages.get_storage(
-                RDBStorage(where, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create)
+                RDBStorage(where, engine_kwargs=_engine_of(where), skip_table_creation=not create)
             )
         except (SQLAlchemyError, ImportError) as error:
             # Two that create the tables at once: the slower one finds them there the next time.
             if attempt == _CREATION_ATTEMPTS - 1 or not _may_be_there_now(error):
-                instead = "hydra.sweeper.storage=null keeps the study in a file of the sweep's folder"
+                instead = (
+                    "\nhydra.sweeper.storage=null keeps the study in a file of the sweep's folder" if create else ""
+                )
                 raise ConfigError(
-                    f"the study's storage {redact(where)} cannot be used: {one_line(error)}"
-                    + (f"\n{instead}" if create else "")
+                    f"the study's storage {redact(where)} cannot be used: {_why(error)}{instead}"
                 ) from error
     raise AssertionError("unreachable")
+
+
+def _engine_of(where: str) -> dict[str, Any]:
+    """How SQLAlchemy connects: a connection that the server closed overnight is opened again, one that no server
+    answers is given up.
+    """
+    limited = where.startswith(SERVERS) and "connect_timeout" not in where
+    return {"pool_pre_ping": True, "connect_args": {"connect_timeout": CONNECT_SECONDS} if limited else {}}
+
+
+def _why(error: BaseException) -> str:
+    """One line without the password, with the package to install if that is what is missing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError) and cause.name in DRIVERS:
+            return f"its driver is not installed, pip install {DRIVERS[cause.name]}"
+        cause = cause.__cause__ or cause.__context__
+    return redact(one_line(error))
 
 
 def _file_of(where: str) -> Path | None:

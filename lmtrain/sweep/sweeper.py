@@ -214,7 +214,7 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
         from lmtrain.sweep.report import reported
-        from lmtrain.sweep.setup import define_study, sample_points, warn_of_doubts
+        from lmtrain.sweep.setup import define_study, require_data, sample_points, warn_of_doubts
         from lmtrain.sweep.study import FailurePolicy
         from lmtrain.sweep.warm_start import trials_to_learn_from
 
@@ -234,6 +234,8 @@ class StudySweeper(Sweeper):
 
             settings_of = functools.partial(settings_or_reason, trials, 0)
             return show_study(plan, settings_of, base, workers=workers, local=runs_here(self._config), **how)
+        if runs_here(self._config):
+            require_data(plan, base)
         definition = define_study(plan, base, custom=self.settings["custom_search_space"], **how)
         earlier = trials_to_learn_from(base.sweep.start_from, plan, definition)
         study = open_study(plan, definition, force=base.force)

@@ -27,7 +27,7 @@ ONE_SEED = (
 _NAMED_TRIALS = 8  # a list of trials names so many
 _ABNORMAL = {
     "failed": "failed",
-    "invalid": "could not be run with their settings",
+    "invalid": "could not be run with these settings",
     "out_of_memory": "did not fit into memory",
     "diverged": "diverged",
 }

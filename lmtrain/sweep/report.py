@@ -80,8 +80,8 @@ def reported(plan: StudyPlan, tracking: TrackingConfig) -> Iterator[None]:
 
 
 def _numbers(study: ReadStudy) -> dict[str, float]:
-    """What the MLflow parent run shows of a study."""
-    counts = {f"trials {kind}": float(count) for kind, count in study.counts.items() if count}
+    """What the MLflow parent run shows of a study. Zeros too: they replace what it showed before."""
+    counts = {f"trials {kind}": float(count) for kind, count in study.counts.items()}
     best = study.best
     if best is None:
         return counts
@@ -189,12 +189,13 @@ def _page(
 
 
 def _winner(study: ReadStudy, trial: FrozenTrial) -> dict[str, Any]:
+    words = [word for word in _overrides(study, trial) if not word.startswith("sweep.")]
     return {
         "number": trial.number,
         "values": [short_score(value) for value in trial.values or ()],
         "params": {name: short_value(value) for name, value in trial.params.items()},
         "command": repeat_command(study, trial),
-        "words": shlex.join(["python", "-m", "lmtrain", *_overrides(study, trial)]),
+        "words": shlex.join(["python", "-m", "lmtrain", *words]),
         "export": f"python -m lmtrain sweep export {shlex.quote(str(RunDir(study.folder)))} --trial {trial.number}",
     }
 

@@ -26,7 +26,7 @@ from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capt
 from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
-from lmtrain.training.memory import out_of_memory_recognized
+from lmtrain.training.memory import bound_of_sequence, out_of_memory_recognized
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision, bf16_speedup
 from lmtrain.training.schedules import warmup_length
@@ -86,7 +86,7 @@ class Session:
         tokens_BT = torch.zeros(shape, dtype=torch.int64)
         largest = Batch(tokens_BT, tokens_BT, num_targets=tokens_BT.numel())
         room = available_memory() if self.precision.device.type == "cpu" else None
-        self.step.find_micro_batch_size(largest, room)
+        self.step.find_micro_batch_size(largest, room=room, bound=bound_of_sequence(self.model))
 
     @out_of_memory_recognized()
     def evaluate(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ Owns how many sequences go through the model at a time, and finds that number.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -26,8 +27,8 @@ from lmtrain.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
-ALSO_IN_MAIN_MEMORY = 5
-"""Times the size of the weights: two moments of an optimizer, and the copy of all three for checkpoints."""
+COPIES_OF_WEIGHTS = 5
+"""Taken in main memory: two moments of an optimizer, and the copy of weights and moments for checkpoints."""
 
 PLAIN = TrainingLoss()
 """Cross-entropy and nothing else."""
@@ -108,43 +109,47 @@ class TrainingStep:
         overflow = not applied and self.scaler.is_enabled() and bool(torch.isfinite(loss))
         return StepOutcome(loss, grad_norm, applied, overflow)
 
-    def find_micro_batch_size(self, largest: Batch, room: float | None) -> None:
+    def find_micro_batch_size(self, largest: Batch, *, room: float | None, bound: float = math.inf) -> None:
         """Settle `micro_batch_size`, unless it is known, by a dry step over the largest batch of the run.
 
         A dry step is forward and backward beside the state that the optimizers will hold: of the whole batch, and of
         halves and quarters until one fits. It leaves no gradient, no state, and the random numbers where they were.
 
         `room` is None where the device refuses what it does not have. Main memory is promised without being there and
-        the system kills who takes it, so with `room` bytes free a dry step of more is not tried: what a sequence takes
-        is measured with the first two. A batch that takes less than half of the room needs no dry step at all.
+        the system kills who takes it. So where `room` bytes are free, no dry step of more is tried, by measure of the
+        first two sequences; and none is needed if all sequences, of `bound` bytes at the most, take half the room.
 
         Raises torch.OutOfMemoryError when not even one sequence fits.
         """
         if self.micro_batch_size is not None:
             return
-        rewind = remember_random_state(self.precision.device)
-        try:
-            if room is None or not self._clearly_fits(largest, room):
-                with out_of_memory_recognized(), optimizer_state_filled(self.optimizers):
-                    self._backward_that_fits(largest)
-        finally:
-            self._drop_gradients()
-            rewind()
-        self.micro_batch_size = self.micro_batch_size or len(largest.inputs)
+        size = len(largest.inputs)
+        if room is None or size * bound + self._beside_sequences > room / 2:
+            rewind = remember_random_state(self.precision.device)
+            try:
+                with out_of_memory_recognized():
+                    self.micro_batch_size = size if room is None else self._likely_to_fit(largest, room)
+                    with optimizer_state_filled(self.optimizers):
+                        self._backward_that_fits(largest)
+            finally:
+                self._drop_gradients()
+                rewind()
+        self.micro_batch_size = self.micro_batch_size or size
 
-    def _clearly_fits(self, batch: Batch, room: float) -> bool:
-        """Whether `batch` fits beyond doubt; if not, take the largest microbatch that should, by measure."""
+    @property
+    def _beside_sequences(self) -> int:
+        """Bytes of main memory that training takes beside weights, gradients and sequences."""
+        return COPIES_OF_WEIGHTS * sum(parameter.nbytes for parameter in self.parameters)
+
+    def _likely_to_fit(self, batch: Batch, room: float) -> int:
+        """The largest microbatch that should fit into `room` bytes, by what one and two sequences take."""
         size, one = len(batch.inputs), self._measure(batch, 1)
-        beside = ALSO_IN_MAIN_MEMORY * sum(parameter.nbytes for parameter in self.parameters)
-        if size * one + beside <= room / 2:
-            return True
         growth = self._measure(batch, 2) - one  # without the gradients of the weights, which do not grow
-        while size > 1 and one + (size - 1) * growth + beside > room:
+        while size > 1 and one + (size - 1) * growth + self._beside_sequences > room:
             size = half(size)
         if size < len(batch.inputs):
             log.info("microbatch %d: the whole batch would not fit into %.2f GiB of memory", size, room / 2**30)
-        self.micro_batch_size = size
-        return False
+        return size
 
     def _measure(self, batch: Batch, size: int) -> int:
         """Bytes that the first `size` sequences take at the most, gradients of the weights included."""

@@ -14,7 +14,7 @@ from lmtrain.training.losses import TrainingLoss, sum_loss
 from lmtrain.training.memory import PeakMemory
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
-from lmtrain.training.step import ALSO_IN_MAIN_MEMORY, TrainingStep
+from lmtrain.training.step import COPIES_OF_WEIGHTS, TrainingStep
 
 VOCABULARY, WIDTH, ROWS, LENGTH = 11, 8, 6, 5
 FP32 = Precision(torch.device("cpu"), torch.float32)
@@ -293,16 +293,19 @@ def test_a_microbatch_that_is_known_is_not_looked_for() -> None:
     assert step.micro_batch_size == 5
 
 
-def test_on_a_cpu_a_batch_that_clearly_fits_needs_no_dry_step() -> None:
+def test_on_a_cpu_a_batch_that_clearly_fits_is_not_tried() -> None:
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("no dry step")
+        raise AssertionError("no pass")
 
-    model, random_state = dropout_model(), torch.get_rng_state()
+    model = dropout_model()
+    beside = COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
     step = build(model, forward=forward)
-    step.find_micro_batch_size(uneven_batch(), room=1e9)
+    step.find_micro_batch_size(uneven_batch(), room=2 * (ROWS * 100 + beside), bound=100)
     assert step.micro_batch_size == ROWS
-    assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), random_state)
+    with pytest.raises(AssertionError):  # with a byte less it is
+        build(model, forward=forward).find_micro_batch_size(
+            uneven_batch(), room=2 * (ROWS * 100 + beside) - 1, bound=100
+        )
 
 
 def test_on_a_cpu_what_would_not_fit_is_not_tried() -> None:
@@ -310,7 +313,7 @@ def test_on_a_cpu_what_would_not_fit_is_not_tried() -> None:
     model, batch = small_model(), uneven_batch()
     with PeakMemory(model.parameters()) as memory:
         sum_loss(model(batch.inputs[:3]), batch.targets[:3]).backward()  # three sequences of six
-    needed = memory.peak + ALSO_IN_MAIN_MEMORY * sum(p.nbytes for p in model.parameters())
+    needed = memory.peak + COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
     for room, expected in ((1.05 * needed, 3), (0.95 * needed, 2)):
         sizes = []
 

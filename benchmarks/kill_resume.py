@@ -24,11 +24,11 @@ from lmtrain.run_dir import RunDir
 
 SMALL = [
     *("model.d_model=64", "model.num_layers=2", "data.seq_len=64", "parallel.num_threads=1", "precision=fp32"),
-    *("trainer.eval_every=6", "trainer.eval_batches=8", "trainer.checkpoint_every=3"),
+    *("trainer.eval_every=6", "trainer.eval_batches=8", "trainer.checkpoint_every=2"),
 ]
 SETTINGS = {
     "dropout and accumulation": [*SMALL, "dropout=0.1", "trainer.micro_batch_size=3", "optimizer=adamw"],
-    "Muon": SMALL,
+    "Muon": [*SMALL, "trainer.checkpoint_every=1"],
     "activation checkpointing": [
         *(*SMALL, "trainer.activation_checkpointing=selective", "precision=bf16", "model.position=learned"),
         *("optimizer=adamw", "dropout=0.2"),

@@ -143,10 +143,11 @@ def _train(arguments: Iterable[str]) -> None:
 
 def _train_and_kill(arguments: Iterable[str], run: RunDir, whole: RunDir, delay: float) -> Kill:
     """Start a training command and kill it `delay` seconds after it has taken its folder; returns where it was."""
-    taken, attempt = _modified(run.lock_file), _last_record(run).get("attempt", -1)
+    attempt = _last_record(run).get("attempt", -1)
+    run.lock_file.unlink(missing_ok=True)  # nobody holds it; it comes again when the folder is taken
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(_command(arguments), stdout=output, stderr=output)
-        while _modified(run.lock_file) == taken and process.poll() is None:
+        while not run.lock_file.exists() and process.poll() is None:
             time.sleep(POLL_SECONDS)
         try:
             process.wait(timeout=delay)
@@ -173,10 +174,6 @@ def _phase(run: RunDir, whole: RunDir, attempt_before: float) -> str:
 
 def _last_record(run: RunDir) -> dict[str, float]:
     return ([{}, *read_metrics(run.metrics)] if run.metrics.exists() else [{}])[-1]
-
-
-def _modified(path: Path) -> int | None:
-    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _command(arguments: Iterable[str]) -> list[str]:

@@ -25,6 +25,7 @@ from lmtrain.errors import Interrupted, RunError, RunFolderError
 from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.model.generation import generate
 from lmtrain.origin import Origin
+from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
 from lmtrain.session import Session, build_session
 from lmtrain.tracking.environment import describe_environment, git_state
@@ -264,7 +265,7 @@ class _Attempt:
             "nonfinite_steps": self.progress.nonfinite_steps,
             "micro_batch_size": self.session.step.micro_batch_size,
             "parameters": self.session.num_parameters,
-            "overrides": list(self.origin.overrides),
+            "overrides": [redact(word) for word in self.origin.overrides],
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "error": f"{type(error).__name__}: {error}" if error is not None else None,

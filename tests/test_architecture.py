@@ -16,7 +16,7 @@ MODULES = {
 
 # Rooms from the bottom up; a module imports from its own room and from those before it.
 LAYERS = [
-    ("errors", "machine"),
+    ("errors", "machine", "redaction"),
     ("config", "origin", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
     ("session",),
@@ -37,7 +37,8 @@ LIGHT = [  # what start-up may import
     module
     for module in MODULES
     if module.startswith("lmtrain.config")
-    or module in ("lmtrain", "lmtrain.__main__", "lmtrain.errors", "lmtrain.machine", "lmtrain.origin")
+    or module
+    in ("lmtrain", "lmtrain.__main__", "lmtrain.errors", "lmtrain.machine", "lmtrain.origin", "lmtrain.redaction")
     or module in ("lmtrain.run_dir", "lmtrain.commands", "lmtrain.sweep", "lmtrain.sweep.sweeper")
 ]
 HEAVY = {"torch", "mlflow", "datasets", "optuna", "numpy", "pandas", "matplotlib", "sentencepiece", "safetensors"}

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmtrain.config.schema import MlflowConfig, NoTrackingConfig
+from lmtrain.redaction import redact
 from lmtrain.tracking.metrics_file import MetricsFile, truncate_after
-from lmtrain.tracking.mlflow import MlflowTracker, finish_parent, redact, tracking_uri
+from lmtrain.tracking.mlflow import MlflowTracker, finish_parent, tracking_uri
 from lmtrain.tracking.tracker import RunInfo, build_tracker
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def test_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri(MlflowConfig(uri="sqlite:////a/b.db")) == "sqlite:////a/b.db"
     assert redact("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert redact("http://host:5000") == "http://host:5000"
+    assert redact("mysql://host/db?user=me&password=secret&ssl=1") == "mysql://host/db?user=me&password=***&ssl=1"
 
 
 @pytest.mark.parametrize("kind", ["closed port", "unknown scheme", "no database"])

@@ -344,3 +344,13 @@ def test_diagnostics_look_at_the_first_the_last_and_every_nth_step_not_at_droppe
     assert watcher.steps == [1, 4, 11]
     assert [r["step"] for r in script.records if "diagnostics/seen" in r] == [1, 4, 11]
     assert [r["step"] for r in script.records if "train/loss" in r] == [10, 11]
+
+
+def test_a_request_inside_another_takes_over_what_came_before() -> None:
+    with StopRequest() as outer:
+        signal.raise_signal(signal.SIGTERM)
+        assert outer.signal == signal.SIGTERM
+        with StopRequest() as inner:
+            assert inner.signal == signal.SIGTERM
+    with StopRequest() as fresh:
+        assert fresh.signal is None

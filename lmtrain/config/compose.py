@@ -29,6 +29,7 @@ from lmtrain.config.schema import SCHEMAS, ExperimentConfig
 from lmtrain.config.study_sweeper import register_sweeper
 from lmtrain.errors import ConfigError, RunFolderError
 from lmtrain.origin import Origin
+from lmtrain.redaction import redact
 
 
 def config_dir() -> Path:
@@ -228,11 +229,8 @@ def hydra_folder(config: DictConfig) -> dict[str, str]:
     Written by us once the run owns its folder: Hydra itself would write them over those of a run already there.
     """
     hydra = OmegaConf.masked_copy(cast(DictConfig, HydraConfig.instance().cfg), "hydra")
-    return {
-        ".hydra/config.yaml": OmegaConf.to_yaml(config),
-        ".hydra/hydra.yaml": OmegaConf.to_yaml(hydra),
-        ".hydra/overrides.yaml": OmegaConf.to_yaml(HydraConfig.get().overrides.task),
-    }
+    files = {"config": config, "hydra": hydra, "overrides": HydraConfig.get().overrides.task}
+    return {f".hydra/{name}.yaml": redact(OmegaConf.to_yaml(content)) for name, content in files.items()}
 
 
 def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from rich.table import Table
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.config.search_space import describe
 from lmtrain.errors import LmtrainError
+from lmtrain.redaction import redact
 from lmtrain.sweep.estimate import Machine, memory_of, seconds_of
 from lmtrain.sweep.reading import read_study
 from lmtrain.sweep.sampling import SamplerPerTrial
 from lmtrain.sweep.setup import first_evaluation, random_points, token_budget
 from lmtrain.sweep.storage import is_url
 from lmtrain.sweep.study import ENDED, StudyPlan
-from lmtrain.tracking.mlflow import redact
 
 MAX_POINTS = 5
 """First points of a study that are shown; all go into the estimates."""

@@ -12,8 +12,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from lmtrain.errors import ConfigError
+from lmtrain.redaction import redact
 from lmtrain.tracking.background import one_line
-from lmtrain.tracking.mlflow import redact
 
 NETWORK_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smbfs", "smb3", "lustre", "gpfs", "beegfs", "glusterfs", "ceph"}

@@ -22,13 +22,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lmtrain.sweep.lease import RENEW_OFTEN_SECONDS, Lease, keep_renewing
 from lmtrain.sweep.sampling import SamplerPerTrial
-from lmtrain.sweep.storage import open_storage
+from lmtrain.sweep.storage import is_url, open_storage
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 """States of trials that have not ended."""
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 """... and of those that have."""
+
+FILLING_SECONDS = 2.0
+"""Within this time a machine that is filling a study adds a trial."""
 
 _LEASE, _OUTCOME, _DEFINITION, _STOPPED, _ATTEMPTS, _SOURCE = (
     *("lease", "outcome", "definition", "stopped", "attempts", "source"),
@@ -85,9 +88,13 @@ class SharedStudy:
         """Opens the study and creates it if missing. Raises ConfigError if the storage cannot be used."""
         self.plan = plan
         self._storage = open_storage(plan.storage)
-        optuna.create_study(
-            study_name=plan.name, storage=self._storage, directions=plan.directions, load_if_exists=True
-        )
+        self._created = False
+        try:
+            self._load()  # leaves no trace
+        except KeyError:
+            with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # another process was faster
+                optuna.create_study(study_name=plan.name, storage=self._storage, directions=plan.directions)
+                self._created = True
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials of the plan by number, all or those in some states."""
@@ -128,6 +135,8 @@ class SharedStudy:
 
     def add_missing(self, earlier: Sequence[FrozenTrial] = ()) -> None:
         """See to it that all trials of the plan are there, after those of an `earlier` study that fit the space."""
+        if is_url(self.plan.storage) and not self._created:
+            self._wait_for_another_machine()
         with self._alone():
             study = self._load()
             known = len(study.get_trials(deepcopy=False))
@@ -206,6 +215,13 @@ class SharedStudy:
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.plan.folder / ".claim.lock"):
             yield
+
+    def _wait_for_another_machine(self) -> None:
+        """Let whoever has just created the study fill it; return when it is full or nobody adds to it any more."""
+        before = -1
+        while before < (now := len(self._load().get_trials(deepcopy=False))) < self._end:
+            before = now
+            time.sleep(FILLING_SECONDS)
 
     def _put_back_abandoned(self) -> None:
         for trial in self.trials(TrialState.RUNNING):

@@ -6,6 +6,7 @@ is in `study` and `worker`, which know no Hydra.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -26,14 +27,13 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config import compose
 from lmtrain.config.explain import PastHydra
 from lmtrain.config.launch import count_workers, runs_here
-from lmtrain.config.points import first_settings, grid_of, settings_or_reason
+from lmtrain.config.points import first_settings, grid_of, require_options, search_function, settings_or_reason
 from lmtrain.config.schema import ExperimentConfig, TrackingConfig
 from lmtrain.config.search_space import SearchSpace, defaults_within, override_word, parse_space
 from lmtrain.config.study_sweeper import build_pruner, build_sampler, directions_of, is_grid
@@ -220,6 +220,7 @@ class StudySweeper(Sweeper):
 
         space = parse_space(self.settings["params"], arguments)
         trials = Compose(self._config, self._context, space)
+        require_options(self._config, space.distributions)
         base = first_settings(trials, sample_points(space.distributions, self._custom_space()))
         if base.sweep.confirm.top:
             require_confirmable(base, list(space.distributions))
@@ -282,7 +283,7 @@ class StudySweeper(Sweeper):
 
     def _custom_space(self) -> Callable[[Trial], None] | None:
         name = self.settings["custom_search_space"]
-        return None if name is None else functools.partial(get_method(str(name)), self._config)
+        return None if name is None else functools.partial(search_function(str(name)), self._config)
 
     def _launch(self, task: WorkerTask, workers: int, plan: StudyPlan, train: Train) -> Sequence[Any]:
         """Run workers of a plan on whatever launcher is chosen; returns what each returned."""
@@ -291,8 +292,12 @@ class StudySweeper(Sweeper):
             config=self._config, hydra_context=self._context, task_function=cast(TaskFunction, task)
         )
         jobs = [(*task.fixed, f"hydra.sweep.subdir={WORKER_FOLDER}/{number}") for number in range(workers)]
-        returned = launcher.launch(jobs, initial_job_idx=0)
-        return [job.return_value for job in returned]
+        try:
+            return [job.return_value for job in launcher.launch(jobs, initial_job_idx=0)]
+        finally:
+            for folder in sorted((plan.folder / WORKER_FOLDER).glob("**"), reverse=True):
+                with contextlib.suppress(OSError):  # a worker left something to read
+                    folder.rmdir()
 
 
 class SweepSummary(Callback):

@@ -9,9 +9,9 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from lmtrain.errors import ConfigError
+from lmtrain.redaction import redact
 from lmtrain.sweep.reading import read_description, read_study
 from lmtrain.sweep.study import StudyPlan, imported_copy
-from lmtrain.tracking.mlflow import redact
 
 log = logging.getLogger(__name__)
 

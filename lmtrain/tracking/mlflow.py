@@ -16,7 +16,6 @@ import getpass
 import json
 import logging
 import os
-import re
 import sqlite3
 import sys
 import threading
@@ -31,6 +30,7 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from lmtrain.config.schema import MlflowConfig, TrackingConfig
+from lmtrain.redaction import redact
 from lmtrain.tracking.background import BackgroundTracker, one_line
 from lmtrain.tracking.environment import git_state
 from lmtrain.tracking.metrics_file import METRICS_FILE, read_metrics
@@ -199,11 +199,6 @@ def tracking_uri(config: MlflowConfig, run_file: Path | None = None) -> str:
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or known or "sqlite:///mlflow.db"
     path = _sqlite_path(uri)
     return uri if path is None else f"sqlite:///{path}"
-
-
-def redact(uri: str) -> str:
-    """The address without its password, fit for logs and files."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def _sqlite_path(uri: str) -> Path | None:

@@ -13,8 +13,9 @@ from typing import Any
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is remembered; a second SIGINT stops at once.
 
-    A deadline (seconds since the epoch) that has passed counts as SIGTERM, which a cluster would send soon after.
-    Outside the main thread signals cannot be handled, only the deadline counts.
+    A deadline (seconds since the epoch) that has passed counts as SIGTERM, which a cluster would send soon after. A
+    request inside another takes its place, with what that was asked before. Outside the main thread signals cannot be
+    handled, only the deadline counts.
     """
 
     def __init__(self, deadline: float | None = None, on_signal: Callable[[], None] | None = None) -> None:
@@ -34,6 +35,9 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                outer = getattr(signal.getsignal(number), "__self__", None)
+                if isinstance(outer, StopRequest):  # it heard what came while this was being set up
+                    self._signal = self._signal or outer._signal
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

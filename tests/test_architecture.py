@@ -16,8 +16,8 @@ MODULES = {
 
 # Rooms from the bottom up; a module imports from its own room and from those before it.
 LAYERS = [
-    ("errors", "machine", "redaction"),
-    ("config", "origin", "run_dir"),
+    ("errors", "machine", "origin", "redaction"),
+    ("config", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
     ("session",),
     ("run",),

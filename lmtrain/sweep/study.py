@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +94,10 @@ class SharedStudy:
             self._load()  # leaves no trace
         except KeyError:
             with contextlib.suppress(optuna.exceptions.DuplicatedStudyError):  # another process was faster
-                optuna.create_study(study_name=plan.name, storage=self._storage, directions=plan.directions)
+                study = optuna.create_study(study_name=plan.name, storage=self._storage, directions=plan.directions)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names(list(plan.objectives))  # for other readers, optuna-dashboard among them
                 self._created = True
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -220,11 +220,12 @@ def test_a_verdict_stands_after_a_crash(tmp_path: Path) -> None:
 
 
 def test_several_objectives_are_told_and_not_pruned(tmp_path: Path) -> None:
-    study = study_of(tmp_path, num_trials=2, directions=("minimize", "maximize"))
+    names = ("val/loss", "train/tokens_per_second")
+    study = study_of(tmp_path, num_trials=2, directions=("minimize", "maximize"), objectives=names)
 
     def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
         assert not judge(100, 1.0)
-        return replace(result(), objectives={"val/loss": 1.0 + number, "train/tokens_per_second": 10.0 + number})
+        return replace(result(), objectives=dict(zip(names, (1.0 + number, 10.0 + number), strict=True)))
 
     work(study, Script(tmp_path, train))
     assert [trial.values for trial in study.trials()] == [[1.0, 10.0], [2.0, 11.0]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from lmtrain.config.schema import SCHEMAS, MuonConfig, OptimizerConfig
 from lmtrain.errors import CheckpointError, NewerFormatError, RunError
-from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, restore
+from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointWriter, capture, restore
 from lmtrain.training.optimizers import build_optimizers
 
 Parts = tuple[nn.Module, list[torch.optim.Optimizer], torch.amp.GradScaler]
@@ -167,6 +168,43 @@ def test_what_a_kill_left_is_put_right(tmp_path: Path) -> None:
     assert [folder.load(name).meta["step"] for name in ("last", "best")] == [2, 2]
     folder.save(capture(*parts, {"step": 3}), step=3, best_step=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step_00000002", "step_00000003"]
+
+
+def save_and_die(folder: CheckpointFolder, checkpoint: Checkpoint, moment: int) -> bool:
+    """Save as step 2 in a fork that ends without a word at its n-th act on a file; True if it got to its end."""
+    if (child := os.fork()) == 0:
+        moments = iter(range(moment))
+
+        def act(event: str, arguments: tuple[object, ...]) -> None:
+            if event.split(".")[0] in ("open", "os", "shutil") and next(moments, None) is None:
+                os._exit(1)
+
+        sys.addaudithook(act)
+        folder.save(checkpoint, step=2, best_step=2)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_death_at_any_moment_of_saving_leaves_a_sound_checkpoint(tmp_path: Path) -> None:
+    parts = build(seed=0)
+    first, second = (capture(*parts, {"step": step}) for step in (1, 2))
+    survived = []
+    for moment in range(1000):
+        folder = CheckpointFolder(tmp_path / str(moment), keep=1)
+        folder.save(first, step=1, best_step=1)
+        whole = save_and_die(folder, second, moment)
+        assert folder.load("last").meta["step"] in (1, 2)
+        assert folder.load("best").meta["step"] in (1, 2)
+        survived.append(folder.load_newest().meta["step"])
+        folder.link(step=survived[-1], best_step=survived[-1])
+        folder.save(second, step=3, best_step=3)
+        folder.save(second, step=4, best_step=4)
+        assert sorted(path.name for path in folder.folder.iterdir()) == ["best", "last", "step_00000004"]
+        if whole:
+            break
+    assert len(survived) > 20
+    assert survived == sorted(survived), "once the new one is in its place it stays"
+    assert set(survived) == {1, 2}
 
 
 def test_damaged_folders_of_later_steps_do_not_push_out_the_last(tmp_path: Path) -> None:

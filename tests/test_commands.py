@@ -5,7 +5,6 @@ Every run here trains for seconds. Runs that only serve as material are made onc
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -242,31 +241,6 @@ def test_a_server_that_is_not_there_is_a_warning(lmtrain: CommandLine, words: li
 
 # ------------------------------------------------------------------------------------------------- bad input
 
-FORKS = """
-# Runs `python -m lmtrain` once for every case, each in a fork of this process, which has done the imports.
-import json, os, runpy, sys, traceback
-import lmtrain.run
-from lmtrain.config import compose
-
-compose.register()
-for number, (folder, words) in enumerate(json.load(sys.stdin)):
-    if (child := os.fork()) == 0:
-        os.chdir(folder)
-        for descriptor, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{folder}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-        sys.argv = ["lmtrain", *words]
-        status = 1
-        try:
-            runpy.run_module("lmtrain", run_name="__main__")
-        except SystemExit as end:
-            status = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
 FILES = {
     "good.txt": b"the cat sat on the mat\n" * 200,
     "empty.txt": b"",
@@ -359,21 +333,12 @@ def refusals(tmp_path_factory: pytest.TempPathFactory, finished: Finished) -> di
         words = line.split()
         cases.append((str(folder), words if line.startswith(WHOLE) else [*words[:1], *TINY, *words[1:]]))
         before[name] = snapshot(folder)
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS],
-        input=json.dumps(cases),
-        cwd=root,
-        env=CommandLine(root).environment(LMTRAIN_CACHE="cache"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    statuses = CommandLine(root).fork(cases)
     told = {}
-    for name, (folder, _), status in zip(REFUSED, cases, done.stdout.split(), strict=True):
-        out, err = (Path(f"{folder}.{end}").read_text() for end in ("out", "err"))
-        touched = {path for path, _ in before[name].items() ^ snapshot(Path(folder)).items()}
-        told[name] = Refusal(int(status), out, err, touched)
+    for name, (place, _), status in zip(REFUSED, cases, statuses, strict=True):
+        out, err = (Path(f"{place}.{end}").read_text() for end in ("out", "err"))
+        touched = {path for path, _ in before[name].items() ^ snapshot(Path(place)).items()}
+        told[name] = Refusal(status, out, err, touched)
     return told
 
 

@@ -59,7 +59,9 @@ def _explain_one(error: BaseException) -> str | None:
             return str(error)
         case MissingConfigException(missing_cfg_file=str() as missing) if error.options:
             group, _, option = missing.rpartition("/")
-            return f"{group} has no option {option!r}{_nearest(option, _public(error.options))}"
+            return f"{group} has no option {option!r}{nearest(option, _public(error.options))}"
+        case OverrideParseException() if found := re.search(r"while evaluating '[^']*': (.+)", str(error)):
+            return f"{error.override}: {found[1]}"
         case OverrideParseException():
             return f"cannot read the argument {error.override!r}: write key=value, or the name of a command"
         case ConfigKeyError() | ConfigAttributeError() if isinstance(error.parent_node, DictConfig):
@@ -85,18 +87,19 @@ def _unknown_key(key: str, parent: DictConfig | None = None) -> str:
     group, _, name = key.rpartition(".")
     if not group or parent is None:
         candidates = [*ExperimentConfig.__dataclass_fields__, "experiment"]
-        return f"there is no setting {key!r}{_nearest(name, candidates)}"
+        return f"there is no setting {key!r}{nearest(name, candidates)}"
     if group in SCHEMAS and OmegaConf.get_type(parent) not in SCHEMAS[group].values():
         bare = " or ".join(SCHEMAS[group])
         return f"{key} has no type: an option of {group} starts with defaults: [SCHEMA, _self_], SCHEMA being {bare}"
-    return f"there is no setting {key!r}{_nearest(name, map(str, parent), group)}"
+    return f"there is no setting {key!r}{nearest(name, map(str, parent), group)}"
 
 
 def _public(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def _nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
+def nearest(name: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """What to say after a name that is not there: the one that was meant, or all there are."""
     names = sorted(candidates)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

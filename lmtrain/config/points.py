@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -11,9 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config import compose
-from lmtrain.config.explain import COMPOSITION_ERRORS, explain
+from lmtrain.config.explain import COMPOSITION_ERRORS, explain, nearest
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.errors import ConfigError, LmtrainError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 Composed = Callable[[int, Mapping[str, Any]], DictConfig]
 """Makes the config of a trial from its number and parameters; raises what Hydra raises."""
@@ -22,22 +26,54 @@ Composed = Callable[[int, Mapping[str, Any]], DictConfig]
 def settings_or_reason(composed: Composed, number: int, point: Mapping[str, Any]) -> ExperimentConfig | str:
     """The checked settings of a trial, or why it cannot be run."""
     try:
-        return compose.parse_config(compose.without_hydra(composed(number, point)))
+        return _settings(composed(number, point))
     except (LmtrainError, *COMPOSITION_ERRORS) as error:
         return explain(error)
 
 
+def require_options(config: DictConfig, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Raise ConfigError if a choice among the options of a config group names one that is not there."""
+    loader = GlobalHydra.instance().config_loader()
+    for group, among in distributions.items():
+        if group in config.hydra.runtime.choices:
+            options = [name for name in loader.get_group_options(group) if not name.startswith("_")]
+            for option in getattr(among, "choices", ()):
+                if str(option) not in options:
+                    raise ConfigError(f"{group} has no option {str(option)!r}{nearest(str(option), options)}")
+
+
+def search_function(name: str) -> Callable[..., None]:
+    """The function that `hydra.sweeper.custom_search_space` names. Raises ConfigError if it is not there."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"hydra.sweeper.custom_search_space={name} is not there: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"hydra.sweeper.custom_search_space={name} is no function")
+    return cast("Callable[..., None]", found)
+
+
 def first_settings(composed: Composed, points: Iterable[Mapping[str, Any]]) -> ExperimentConfig:
-    """The settings of the first of the points that can be run. Raises ConfigError if none can."""
+    """The settings of the first of the points that can be run.
+
+    Raises ConfigError if none can, or if one cannot even be composed: a rule may part good settings from bad ones, a
+    name or a type that is wrong is a mistake.
+    """
     reasons = []
     for point in points:
-        found = settings_or_reason(composed, 0, point)
-        if not isinstance(found, str):
-            return found
-        reasons.append(found)
+        try:
+            return _settings(composed(0, point))
+        except LmtrainError as error:
+            reasons.append(str(error))
+        except COMPOSITION_ERRORS as error:
+            raise ConfigError(explain(error)) from error
     if len(set(reasons)) == 1:  # nothing that is searched has to do with it
         raise ConfigError(reasons[0])
     raise ConfigError(f"none of {len(reasons)} settings drawn from this space can be run; the first: {reasons[0]}")
+
+
+def _settings(config: DictConfig) -> ExperimentConfig:
+    return compose.parse_config(compose.without_hydra(config))
 
 
 def grid_of(config: DictConfig) -> list[tuple[list[str], ExperimentConfig | str]]:

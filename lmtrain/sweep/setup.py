@@ -57,7 +57,7 @@ def plan_study(
         base: the settings of a trial before anything is chosen.
         defaults: of each parameter, where it lies within its range.
     """
-    _require_directions(base, directions)
+    _require_directions(base, directions, settings["sampler"])
     if not distributions and extend is None:
         raise ConfigError(
             "nothing is searched: give a setting a range, such as 'lr=tag(log,interval(1e-3,1e-2))' or "
@@ -202,12 +202,14 @@ def _tokens_a_step(config: ExperimentConfig) -> int:
     return config.batch_size * config.data.seq_len
 
 
-def _require_directions(base: ExperimentConfig, directions: Sequence[str]) -> None:
+def _require_directions(base: ExperimentConfig, directions: Sequence[str], sampler: Mapping[str, Any]) -> None:
     names = base.objectives
     if len(directions) != len(names):
         raise ConfigError(
             f"hydra.sweeper.direction must have one for each objective: {len(directions)} for {', '.join(names)}"
         )
+    if len(names) > 1 and str(sampler["_target_"]).endswith("CmaEsSampler"):
+        raise ConfigError("CmaEsSampler knows one objective only: hydra/sweeper/sampler=tpe or nsgaii")
     if directions[0] != "minimize":
         raise ConfigError(f"{names[0]} is a loss: its hydra.sweeper.direction must be minimize")
 

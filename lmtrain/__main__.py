@@ -23,7 +23,6 @@ from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, PastHydra
 from lmtrain.config.saved import SAVED_CONFIG
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
-from lmtrain.sweep.sweeper import register_plugins
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,8 @@ def _run(arguments: list[str]) -> int:
                 arguments = [*(word for word in arguments if word != DRY_RUN), "sweep.dry_run=true"]
                 sys.argv[1:] = arguments
             words = _parse(arguments)
-            register_plugins()
+            import lmtrain.sweep.sweeper  # noqa: F401 (tells Hydra our configs and our sweeper)
+
             config_path, config_name = compose.primary_config(words.overrides)
             if words.multirun and config_name == SAVED_CONFIG:
                 raise ConfigError(

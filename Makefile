@@ -39,7 +39,7 @@ ui: $(INSTALLED) ## open the MLflow UI on 127.0.0.1 (PORT=5000)
 		--backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 
 bench: $(INSTALLED) ## measure the figures of the README again, into benchmarks/results/
-	@set -e; for script in step_overhead startup default_run; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+	@set -e; for script in step_overhead startup default_run sweep_throughput; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 clean: ## remove .venv and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

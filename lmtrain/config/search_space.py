@@ -30,7 +30,10 @@ class SearchSpace:
     fixed: tuple[str, ...]
 
     def words(self, params: Mapping[str, Any]) -> list[str]:
-        """The overrides that make the trial of these parameters."""
+        """The overrides that make the trial of these parameters. Raises ConfigError if one of them is fixed."""
+        for word in self.fixed:
+            if (name := word.partition("=")[0].lstrip("+")) in params:
+                raise ConfigError(f"{name} is suggested by the search function, so that {word} is not possible")
         return [*self.fixed, *(override_word(name, value) for name, value in params.items())]
 
 

@@ -165,9 +165,7 @@ def _estimates(settings: Sequence[ExperimentConfig], runs: int, workers: int, lo
         each = sum(known) / len(known)
         whole = runs * each / (machine.at_once(workers) if local else workers)
         place = machine.name if local else f"{machine.name} of a machine like this one"
-        time = (
-            f"about {_roughly(whole)} if all {runs} go to their end: {_roughly(each)} each on {place}, {machine.basis}"
-        )
+        time = f"about {_roughly(whole)} if all {runs} go to the end: {_roughly(each)} each on {place}, {machine.basis}"
     else:
         time = "not known before the text is read: the budget is in passes over it"
     yield "time", time

@@ -71,7 +71,7 @@ class Machine:
         """For people."""
         if self.device.type == "cuda":
             return f"one {torch.cuda.get_device_name(self.device)}"
-        return f"{self.threads} CPU threads" if self.device.type == "cpu" else "the GPU"
+        return f"{self.threads} CPU thread{'s' * (self.threads > 1)}" if self.device.type == "cpu" else "the GPU"
 
     @property
     def speed(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +114,17 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refusal]:
         given = [word for word in STUDY if word != "--multirun" or name != "a dry run of one run"]
         given = [word for word in given if "hydra" not in word or name != "a dry run of a foreign sweeper"]
         cases.append((str(folder), [*given, *line.split()]))
-    with_study = [place for place, words in cases if "sweep.name=other" in words]
-    assert program.fork([(place, [*STUDY, LR, "sweep.name=other"]) for place in with_study]) == [0] * len(with_study)
+    first, *others = [Path(place) for place, words in cases if "sweep.name=other" in words]
+    assert program.fork([(str(first), [*STUDY, LR, "sweep.name=other"])]) == [0]
+    for place in others:
+        shutil.copytree(first, place, dirs_exist_ok=True)
     before = [snapshot(Path(place)) for place, _ in cases]
     told = {}
-    for name, (place, _), status, earlier in zip(REFUSED, cases, program.fork(cases), before, strict=True):
-        out, err = (Path(f"{place}.{end}").read_text() for end in ("out", "err"))
-        told[name] = Refusal(status, out, err, {path for path, _ in earlier.items() ^ snapshot(Path(place)).items()})
+    for name, (path, _), status, earlier in zip(REFUSED, cases, program.fork(cases), before, strict=True):
+        out, err = (Path(f"{path}.{end}").read_text() for end in ("out", "err"))
+        told[name] = Refusal(
+            status, out, err, {changed for changed, _ in earlier.items() ^ snapshot(Path(path)).items()}
+        )
     return told
 
 

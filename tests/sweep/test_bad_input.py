@@ -122,9 +122,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refusal]:
     told = {}
     for name, (path, _), status, earlier in zip(REFUSED, cases, program.fork(cases), before, strict=True):
         out, err = (Path(f"{path}.{end}").read_text() for end in ("out", "err"))
-        told[name] = Refusal(
-            status, out, err, {name for name, _ in earlier.items() ^ snapshot(Path(path)).items()}
-        )
+        told[name] = Refusal(status, out, err, {name for name, _ in earlier.items() ^ snapshot(Path(path)).items()})
     return told
 
 

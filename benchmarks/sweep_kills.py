@@ -25,11 +25,11 @@ from lmtrain.sweep.reading import ReadStudy, read_study
 from lmtrain.sweep.study import attempts_of
 from lmtrain.tracking.metrics_file import read_metrics
 
-TRIALS = 12
+TRIALS = 24
 SETTINGS = (
     *("--multirun", "sweep=lr_dropout_batch", "sweep.name=study", "tracking=none", f"hydra.sweeper.n_trials={TRIALS}"),
     *("model.d_model=32", "model.num_layers=2", "model.num_heads=2", "data.seq_len=64", "parallel.num_threads=1"),
-    *("trainer.max_tokens=40960", "trainer.eval_every_tokens=4096", "trainer.eval_batches=2", "precision=fp32"),
+    *("trainer.max_tokens=655360", "trainer.eval_every_tokens=65536", "trainer.eval_batches=2", "precision=fp32"),
     *("hydra.sweeper.sampler.n_startup_trials=4",),
 )
 TWO = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")

@@ -31,7 +31,7 @@ from lmtrain.sweep.study import attempts_of
 from lmtrain.tracking.metrics_file import read_metrics
 
 TRIALS = 16
-STEPS = 60
+STEPS = 40
 SETTINGS = (
     *("trainer.max_steps=null", f"trainer.max_tokens={STEPS * 2048}", "trainer.sample_tokens=0", "trainer.log_every=1"),
     *("trainer.eval_every=null", f"trainer.eval_every_tokens={STEPS * 2048 // 10}", "trainer.eval_batches=4"),
@@ -40,7 +40,8 @@ SETTINGS = (
 SPACE = ("lr=tag(log,interval(5e-4,5e-2))", "dropout=interval(0.0,0.3)")
 STUDY = ("--multirun", "hydra/sweeper=study", "hydra/sweeper/sampler=random", f"hydra.sweeper.n_trials={TRIALS}")
 TWO = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-NO_PRUNER, ASHA = "hydra/sweeper/pruner=none", "hydra/sweeper/pruner=asha"
+NO_PRUNER = "hydra/sweeper/pruner=none"
+ASHA = ("hydra/sweeper/pruner=asha", "hydra.sweeper.pruner.reduction_factor=4")  # the factor of the paper
 
 
 def main() -> int:
@@ -51,7 +52,7 @@ def main() -> int:
         run_lmtrain(["trainer.max_steps=1", "trainer.sample_tokens=0"], folder=_folder(root, "warm"), cache=cache)
         walls, best, studies = {}, {}, {}
         extra = ["hydra.sweeper.n_trials=4"] if arguments.quick else []
-        for name, words in (("two", [*TWO, NO_PRUNER]), ("pruned", [*TWO, ASHA]), ("one", [NO_PRUNER])):
+        for name, words in (("two", [*TWO, NO_PRUNER]), ("pruned", [*TWO, *ASHA]), ("one", [NO_PRUNER])):
             folder = _folder(root, name)
             words = [*STUDY, *SETTINGS, *SPACE, *words, "sweep.name=study", *extra]
             walls[name] = run_lmtrain(words, folder=folder, cache=cache)

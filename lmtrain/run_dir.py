@@ -15,6 +15,10 @@ from lmtrain.errors import RunFolderError
 RESULT_ROOM = 32 * 1024  # bytes; a result takes about 3 kB
 
 
+STUDY_FILE = "study.yaml"
+"""In a sweep folder: what the study is that its run folders are trials of."""
+
+
 class RunDir:
     """One run folder, there already or not."""
 
@@ -44,6 +48,10 @@ class RunDir:
             *(self.log, self.git_diff, self.sample),
         )
         return [path for path in wanted if path.exists()]
+
+    def is_trial(self) -> bool:
+        """Whether the run belongs to a study."""
+        return (self.path.parent / STUDY_FILE).is_file()
 
     def is_run(self) -> bool:
         """Whether a run was started here."""

@@ -6,7 +6,6 @@ then compares the hashes of weights and training state, every metric of every st
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import subprocess
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain.errors import LmtrainError, RunError
+from lmtrain.commands import CommandParser
+from lmtrain.errors import ConfigError, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import read_metrics
 
@@ -45,11 +45,13 @@ class Kill:
 
 def main(arguments: list[str]) -> int:
     """Exit status 0 if the endings are identical, 1 if not."""
-    parser = argparse.ArgumentParser(prog="lmtrain verify-resume", description=__doc__, allow_abbrev=False)
+    parser = CommandParser("verify-resume", __doc__)
     parser.add_argument("--steps", type=int, default=20, help="N: half the length of the run (default 20)")
     parser.add_argument("--seed", type=int, default=None, help="of the instant of the kill (default: random)")
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for training")
     options = parser.parse_intermixed_args(arguments)
+    if options.steps < 1:
+        raise ConfigError(f"--steps must be at least 1, got {options.steps}")
     seed = random.randrange(2**31) if options.seed is None else options.seed
     with tempfile.TemporaryDirectory(prefix="lmtrain-verify-") as folder:
         differences = verify(Path(folder), options.overrides, steps=options.steps, chance=random.Random(seed))
@@ -66,7 +68,9 @@ def verify(folder: Path, overrides: list[str], *, steps: int, chance: random.Ran
     """
     whole = RunDir(folder / "whole")
     train_whole(whole, overrides, steps=2 * steps)
-    print(f"uninterrupted: {2 * steps} steps")
+    result = whole.read_result()
+    assert result is not None
+    print(f"uninterrupted: {result['step']} steps")
     kills, differences = kill_and_resume(RunDir(folder / "broken"), whole, overrides, steps=2 * steps, chance=chance)
     print(f"killed with -9 {', then '.join(map(str, kills))}; resumed")
     return differences

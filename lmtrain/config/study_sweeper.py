@@ -53,7 +53,7 @@ class AshaPrunerConfig(PrunerConfig):
 
     _target_: str = "optuna.pruners.SuccessiveHalvingPruner"
     min_resource: int | None = None  # tokens of the first rung; null: the first evaluation
-    reduction_factor: int = 4
+    reduction_factor: int = 2  # of two dozen trials, 4 would train one or two to their end
     min_early_stopping_rate: int = 0
     bootstrap_count: int = 0
 

@@ -93,7 +93,7 @@ def confirm_best(
         return False
     best = best_distinct(study, config.sweep.confirm.top)
     if len(best) < 2:
-        log.warning("sweep.confirm has nothing to compare: fewer than two settings were trained to their end")
+        log.warning("sweep.confirm has nothing to compare: fewer than two settings were trained")
         return False
     reruns = _open_reruns(study, [trial.number for trial in best], new_seeds(config.seed, config.sweep.confirm.seeds))
     params = {trial.number: trial.params for trial in study.trials()}
@@ -106,16 +106,21 @@ def confirm_best(
 
 
 def best_distinct(study: SharedStudy, top: int) -> list[FrozenTrial]:
-    """The best of a study's own trials that came to their end, each setting once."""
+    """The best of a study's own trials, each setting once.
+
+    Those that came to their end go first. A harsh pruner leaves few of them: then those follow that it let go furthest.
+    """
     distinct: dict[str, FrozenTrial] = {}
-    trained = [
-        trial
-        for trial in study.trials(TrialState.COMPLETE)
-        if trial.number >= study.imported and outcome_of(trial).get("status") in ("completed", "early_stopped")
-    ]
-    for trial in sorted(trained, key=lambda trial: (trial.values[0], trial.number)):
+    own = [trial for trial in study.trials(TrialState.COMPLETE, TrialState.PRUNED) if trial.number >= study.imported]
+    statuses = ("completed", "early_stopped", "pruned")
+    for trial in sorted((t for t in own if outcome_of(t).get("status") in statuses and t.values), key=_promise):
         distinct.setdefault(json.dumps(trial.params, sort_keys=True, default=str), trial)
     return list(distinct.values())[:top]
+
+
+def _promise(trial: FrozenTrial) -> tuple[bool, int, float, int]:
+    furthest = 0 if trial.state == TrialState.COMPLETE else -max(trial.intermediate_values, default=0)
+    return trial.state == TrialState.PRUNED, furthest, trial.values[0], trial.number
 
 
 def new_seeds(seed: int, count: int) -> list[int]:

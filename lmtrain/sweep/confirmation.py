@@ -18,9 +18,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lmtrain.run_dir import STUDY_FILE
 from lmtrain.sweep.comparison import WIDTH_OF_A_LOG
 from lmtrain.sweep.confirm import CONFIRM_FOLDER, SEED, TRIAL
-from lmtrain.sweep.reading import STUDY_FILE, ReadStudy, kind_of, read_study, short_names, short_value
+from lmtrain.sweep.reading import ReadStudy, kind_of, read_study, short_names, short_value
 from lmtrain.sweep.storage import is_url
 from lmtrain.tracking.drawing import BLUE, GREY, INK, VERMILION, new_figure, save_figure
 

@@ -65,8 +65,8 @@ def _shipped() -> Path:
 def _folder(to: Path | None) -> Path:
     """Where to write. Raises ConfigError for a folder in which Hydra would not find the experiment."""
     if to is None:
-        is_checkout = (compose.config_dir() / "experiment").is_symlink()
-        return Path(os.path.relpath(_shipped())) if is_checkout else Path("experiment")
+        in_checkout = (compose.config_dir() / "experiment").is_symlink() and Path.cwd() == _shipped().parent
+        return Path(os.path.relpath(_shipped())) if in_checkout else Path("experiment")
     if to.resolve() != _shipped() and to.name != "experiment":
         raise ConfigError(
             f"--to {to}: an experiment is found in a folder named experiment, such as {to / 'experiment'}"

@@ -23,11 +23,9 @@ from optuna.trial import FrozenTrial, TrialState
 from lmtrain.config.search_space import describe
 from lmtrain.errors import ConfigError, RunFolderError
 from lmtrain.redaction import redact
-from lmtrain.run_dir import RunDir, write_atomically
+from lmtrain.run_dir import STUDY_FILE, RunDir, write_atomically
 from lmtrain.sweep.storage import is_url, open_storage
 from lmtrain.sweep.study import StudyPlan, attempts_of, is_abandoned, lease_of, outcome_of
-
-STUDY_FILE = "study.yaml"
 
 KINDS = ("completed", "pruned", "infeasible", "diverged", "failed", "running", "waiting")
 """What a trial can be, in the order a reader cares for."""

@@ -206,7 +206,7 @@ def _require_directions(base: ExperimentConfig, directions: Sequence[str], sampl
     names = base.objectives
     if len(directions) != len(names):
         raise ConfigError(
-            f"hydra.sweeper.direction must have one for each objective: {len(directions)} for {', '.join(names)}"
+            f"hydra.sweeper.direction gives {len(directions)} for {len(names)} objective(s): {', '.join(names)}"
         )
     if len(names) > 1 and str(sampler["_target_"]).endswith("CmaEsSampler"):
         raise ConfigError("CmaEsSampler knows one objective only: hydra/sweeper/sampler=tpe or nsgaii")

@@ -45,6 +45,10 @@ def open_storage(where: str, *, create: bool = True) -> BaseStorage:
     if not create and (file := _file_of(where)) is not None and not file.is_file():
         raise ConfigError(f"the study's storage {file} is not there")  # to open it would create it
     if not is_url(where):
+        if not where.endswith(".journal"):
+            raise ConfigError(
+                f"hydra.sweeper.storage={where} is neither a database (postgresql://...) nor a file named *.journal"
+            )
         return JournalStorage(JournalFileBackend(where))
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -228,8 +228,7 @@ def hydra_folder(config: DictConfig) -> dict[str, str]:
 
     Written by us once the run owns its folder: Hydra itself would write them over those of a run already there.
     """
-    hydra = OmegaConf.masked_copy(cast(DictConfig, HydraConfig.instance().cfg), "hydra")
-    files = {"config": config, "hydra": hydra, "overrides": HydraConfig.get().overrides.task}
+    files = {"config": config, "hydra": HydraConfig.instance().cfg, "overrides": HydraConfig.get().overrides.task}
     return {f".hydra/{name}.yaml": redact(OmegaConf.to_yaml(content)) for name, content in files.items()}
 
 

@@ -68,6 +68,7 @@ REFUSED = {
         "a grid of 998,001 points is too large",
     ),
     "a search function that is not there": (f"{LR} hydra.sweeper.custom_search_space=nowhere.space", "nowhere.space"),
+    "neither database nor journal": (f"{LR} hydra.sweeper.storage=nonsense", "neither a database"),
     "no such database": (f"{LR} hydra.sweeper.storage=foo://bar", "the study's storage foo://bar cannot be used"),
     "a database in no folder": (f"{LR} hydra.sweeper.storage=sqlite:////nowhere/s.db", "unable to open database file"),
     "a server that does not answer": (

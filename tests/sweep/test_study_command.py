@@ -81,6 +81,8 @@ def test_a_study_tells_every_trial_and_the_same_command_goes_on(lmtrain: Command
     before = story(folder)
     lmtrain(*words)
     assert story(folder) == before, "nothing is done twice"
+    refused = lmtrain(f"resume={folder}/0001", "trainer.max_tokens=7000", status=2)
+    assert "is a trial of a study" in refused.stderr
     lmtrain(*words, "hydra.sweeper.n_trials=6")
     assert story(folder)[:5] == before
     assert len(story(folder)) == 6

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
+RERUN_WITH = ("seed", "hydra.sweep.subdir")
+"""What a confirming run changes of a trial, whatever all trials share."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Settings that a study chooses, and words that all its trials share."""
@@ -31,10 +35,14 @@ class SearchSpace:
 
     def words(self, params: Mapping[str, Any]) -> list[str]:
         """The overrides that make the trial of these parameters. Raises ConfigError if one of them is fixed."""
+        kept = []
         for word in self.fixed:
-            if (name := word.partition("=")[0].lstrip("+")) in params:
+            name = word.partition("=")[0].lstrip("+")
+            if name not in params:
+                kept.append(word)
+            elif name not in RERUN_WITH:
                 raise ConfigError(f"{name} is suggested by the search function, so that {word} is not possible")
-        return [*self.fixed, *(override_word(name, value) for name, value in params.items())]
+        return [*kept, *(override_word(name, value) for name, value in params.items())]
 
 
 def parse_space(params: Mapping[str, str] | None, arguments: Sequence[str]) -> SearchSpace:

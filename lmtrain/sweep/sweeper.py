@@ -26,7 +26,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config import compose
@@ -111,9 +111,12 @@ class HydraTrain:
         """Make the run, or go on with it. Raises what the run raises."""
         config = self.compose(number, params)
         # What Hydra's own `run_job` would do, which copies the config a dozen times: a tenth of a second.
-        config.hydra.runtime.output_dir = str(self.folder(number))
         hydra = HydraConfig.instance()
         of_the_worker = hydra.cfg
+        hydra.set_config(config)
+        folder = Path(str(config.hydra.sweep.dir)).absolute() / str(config.hydra.sweep.subdir)
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(folder)
         hydra.set_config(config)
         with open_dict(config):
             del config["hydra"]

@@ -53,7 +53,7 @@ REFUSED = {
     "no workers": (f"{LR} hydra.sweeper.n_jobs=0", "n_jobs must be at least 1, got 0"),
     "an objective that is none": (f"{LR} objective=val/los", "objective must be one of val/loss"),
     "an objective never measured": (f"{LR} objective=[val/loss,train/speed]", "'train/speed' is never measured"),
-    "fewer directions than objectives": (f"{LR} objective=[val/loss,run/seconds]", "gives 1 for 2 objective(s): val/loss, run/seconds"),
+    "fewer directions than objectives": (f"{LR} objective=[val/loss,run/seconds]", "gives 1 for 2 objective(s)"),
     "a direction that is none": (f"{LR} hydra.sweeper.direction=down", "must be minimize or maximize, got down"),
     "a loss to maximise": (f"{LR} hydra.sweeper.direction=maximize", "val/loss is a loss"),
     "a sampler of one objective": (

@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,6 +116,8 @@ def main() -> int:
     exact = max(samples["fp64"][name] for name in CUTS)
     figures.append(Figure(name="adamw in fp64: largest deviation of any microbatch", value=exact, at_most=FP64_TARGET))
     settings = {name: asdict(config) for name, config in configs.items()}
+    for resolved in settings.values():
+        resolved["data"]["path"] = Path(argparse.__file__).name  # where it lies differs by machine
     return publish("microbatch_rounding", figures, config=settings, samples=samples, quick=arguments.quick)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn, cast
 
 from lmtrain.errors import ConfigError
@@ -23,6 +23,20 @@ COMMANDS = {
 def load_command(word: str) -> Callable[[list[str]], int]:
     """The function behind a word of `COMMANDS`."""
     return cast(Callable[[list[str]], int], importlib.import_module(COMMANDS[word]).main)
+
+
+def run_verb(
+    word: str, description: str | None, verbs: Mapping[str, Callable[[list[str]], None]], arguments: list[str]
+) -> int:
+    """Run that of the verbs of a command which its first argument names; exit status 0. Raises what the verb raises."""
+    parser = CommandParser(word, description)
+    parser.add_argument("verb", choices=verbs, nargs="?", help="each has a --help of its own")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its words")
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        parser.error(f"name one of {', '.join(verbs)}")
+    verbs[options.verb](options.rest)
+    return 0
 
 
 class CommandParser(argparse.ArgumentParser):

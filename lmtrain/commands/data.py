@@ -9,7 +9,6 @@ The text is that of the run folder RUN, or of the settings as for training.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmtrain.commands import CommandParser
+from lmtrain.commands import CommandParser, run_verb
 from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.cache import cache_folder, list_entries, remove_entry, remove_fingerprints
@@ -39,15 +38,7 @@ QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "longest"
 
 def main(arguments: list[str]) -> int:
     """Run `inspect` or `clean-cache`; exit status 0. Raises LmtrainError for what cannot be done."""
-    verbs = {"inspect": inspect, "clean-cache": clean_cache}
-    parser = CommandParser("data", __doc__)
-    parser.add_argument("verb", choices=verbs, nargs="?", help="each has a --help of its own")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its words")
-    options = parser.parse_args(arguments)
-    if options.verb is None:
-        parser.error(f"name one of {', '.join(verbs)}")
-    verbs[options.verb](options.rest)
-    return 0
+    return run_verb("data", __doc__, {"inspect": inspect, "clean-cache": clean_cache}, arguments)
 
 
 # ------------------------------------------------------------------------------------------- inspect

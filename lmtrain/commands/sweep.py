@@ -10,23 +10,14 @@ DIR is the folder of the sweep, such as multirun/NAME. A study in a database who
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from lmtrain.commands import CommandParser
+from lmtrain.commands import CommandParser, run_verb
 
 
 def main(arguments: list[str]) -> int:
     """Run `status`, `report` or `export`; exit status 0. Raises LmtrainError for what cannot be done."""
-    verbs = {"status": status, "report": report, "export": export}
-    parser = CommandParser("sweep", __doc__)
-    parser.add_argument("verb", choices=verbs, nargs="?", help="each has a --help of its own")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="its words")
-    options = parser.parse_args(arguments)
-    if options.verb is None:
-        parser.error(f"name one of {', '.join(verbs)}")
-    verbs[options.verb](options.rest)
-    return 0
+    return run_verb("sweep", __doc__, {"status": status, "report": report, "export": export}, arguments)
 
 
 def status(arguments: list[str]) -> None:

@@ -1,19 +1,25 @@
-"""What the points of a multirun compose to, asked before any of them is run."""
+"""What the points of a multirun compose to: to be run, or asked before any of them is."""
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, explain, nearest
 from lmtrain.config.schema import ExperimentConfig
+from lmtrain.config.search_space import SearchSpace, override_word
 from lmtrain.errors import ConfigError, LmtrainError
 
 if TYPE_CHECKING:
@@ -21,6 +27,48 @@ if TYPE_CHECKING:
 
 Composed = Callable[[int, Mapping[str, Any]], DictConfig]
 """Makes the config of a trial from its number and parameters; raises what Hydra raises."""
+
+
+@dataclass(frozen=True)
+class TrialConfigs:
+    """Makes the settings of a trial, as a launcher of Hydra does."""
+
+    config: DictConfig  # of the multirun
+    hydra_context: HydraContext
+    space: SearchSpace
+    known: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # composed before, by the words
+
+    def __call__(self, number: int, params: Mapping[str, Any]) -> DictConfig:
+        """The whole config, Hydra's part included. Raises what Hydra raises for settings that do not compose."""
+        words = self.space.words(params)
+        plain = {name: value for name, value in params.items() if self._is_plain(name)}
+        others = {name: value for name, value in params.items() if name not in plain}
+        # Composing takes Hydra a tenth of a second; most trials differ in plain settings only.
+        config = copy.deepcopy(self._composed(tuple(self.space.words(others))))
+        parser = OverridesParser.create()
+        try:
+            for name, value in plain.items():
+                override = parser.parse_override(override_word(name, value))
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:
+            config = copy.deepcopy(self._composed(tuple(words)))  # Hydra says what is wrong
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+            config.hydra.overrides.task = [word for word in words if not word.startswith("hydra.")]
+        return config
+
+    def _composed(self, words: tuple[str, ...]) -> DictConfig:
+        if words not in self.known:
+            self.known[words] = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        return self.known[words]
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether a parameter is a setting that no choice of options depends on."""
+        return name.replace(".", "").isidentifier() and name not in self.config.hydra.runtime.choices
+
+    def folder(self, number: int) -> Path:
+        """The run folder of a trial."""
+        return Path(self.config.hydra.sweep.dir).absolute() / f"{number:04d}"
 
 
 def settings_or_reason(composed: Composed, number: int, point: Mapping[str, Any]) -> ExperimentConfig | str:

@@ -35,33 +35,34 @@ def dump_yaml(content: dict[str, Any]) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-FREE_ON_RESUME = frozenset(
+WATCHING = frozenset(
     [
-        *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.time_limit"),
-        *("trainer.patience", "trainer.min_delta", "trainer.eval_batches"),
-        *("trainer.eval_every", "trainer.eval_every_tokens"),
-        *("trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.sample_tokens"),
-        *("trainer.diagnostics", "trainer.diagnostics_every", "data.path", "data.cache_dir"),
+        *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
+        *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every", "data.path", "data.cache_dir"),
     ]
 )
-"""Settings a resumed run may change: its budget, how it is watched, where the same text lies (its sum is checked)."""
+"""Settings that no result depends on: how a run is watched, where the same text lies (its sum is checked)."""
+
+FREE_ON_RESUME = WATCHING | {
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.patience", "trainer.min_delta"),
+    *("trainer.eval_every", "trainer.eval_every_tokens", "trainer.eval_batches"),
+}
+"""Settings a resumed run may change: those, and its budget."""
+
+UNSEEN_IN_RESULTS = WATCHING | {"parallel.num_threads", "force", "resume"}
+"""Settings that two trials of one study may differ in and still compare, but for rounding."""
 
 
 def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConfig:
-    """`config`, with what the run of this `config.yaml` took where `config` leaves it to the machine (`auto`)."""
+    """`config`, with what the run of this `config.yaml` took where `config` leaves it to the machine."""
     saved = yaml.safe_load(saved_text)
+    precision, parallel = config.precision, config.parallel
+    if precision.format == "auto":
+        precision = dataclasses.replace(precision, format=saved["precision"]["format"])
+    if parallel.num_threads is None:  # another number adds up in another order
+        parallel = dataclasses.replace(parallel, num_threads=saved["parallel"]["num_threads"])
     device = saved["device"] if config.device == "auto" else config.device
-    format = saved["precision"]["format"] if config.precision.format == "auto" else config.precision.format
-    return dataclasses.replace(config, device=device, precision=dataclasses.replace(config.precision, format=format))
-
-
-UNSEEN_IN_RESULTS = frozenset(
-    [
-        *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
-        *("trainer.sample_tokens", "data.path", "data.cache_dir", "parallel.num_threads", "force", "resume"),
-    ]
-)
-"""Settings that two trials of one study may differ in and still compare, but for rounding."""
+    return dataclasses.replace(config, device=device, precision=precision, parallel=parallel)
 
 
 def study_settings(config: ExperimentConfig) -> dict[str, str]:

@@ -5,6 +5,7 @@ The syntax is hydra-optuna-sweeper's: `lr=tag(log, interval(1e-3, 1e-2))`, `batc
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
-RERUN_WITH = ("seed", "hydra.sweep.subdir")
-"""What a confirming run changes of a trial, whatever all trials share."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Settings that a study chooses, and words that all its trials share."""
@@ -35,14 +32,20 @@ class SearchSpace:
 
     def words(self, params: Mapping[str, Any]) -> list[str]:
         """The overrides that make the trial of these parameters. Raises ConfigError if one of them is fixed."""
-        kept = []
         for word in self.fixed:
-            name = word.partition("=")[0].lstrip("+")
-            if name not in params:
-                kept.append(word)
-            elif name not in RERUN_WITH:
+            if (name := _setting(word)) in params:
                 raise ConfigError(f"{name} is suggested by the search function, so that {word} is not possible")
-        return [*kept, *(override_word(name, value) for name, value in params.items())]
+        return [*self.fixed, *(override_word(name, value) for name, value in params.items())]
+
+    def changed(self, settings: Mapping[str, Any]) -> SearchSpace:
+        """The same with these settings for all trials, instead of what they share now."""
+        kept = (word for word in self.fixed if _setting(word) not in settings)
+        words = (override_word(name, value) for name, value in settings.items())
+        return dataclasses.replace(self, fixed=(*kept, *words))
+
+
+def _setting(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
 
 
 def parse_space(params: Mapping[str, str] | None, arguments: Sequence[str]) -> SearchSpace:

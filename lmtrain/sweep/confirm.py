@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.distributions import IntDistribution
@@ -53,11 +53,19 @@ class Rerun:
         return f"{CONFIRM_FOLDER}/{self.trial:04d}-seed{self.seed}"
 
 
+class Repeat(Train, Protocol):
+    """Makes the run of a trial, and can make it again."""
+
+    def again(
+        self, number: int, params: Mapping[str, Any], judge: Judge, *, seed: int, subfolder: str
+    ) -> RunResult: ...
+
+
 @dataclass(frozen=True)
 class TrainRerun:
     """Trains a rerun as the trial that it repeats, with another seed and in a folder of its own."""
 
-    train: Train
+    train: Repeat
     reruns: Sequence[Rerun]
 
     def folder(self, number: int) -> Path:
@@ -67,8 +75,7 @@ class TrainRerun:
     def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
         """Make the run, or go on with it. Raises what the run raises."""
         rerun = self.reruns[number]
-        chosen = {**rerun.params, "seed": rerun.seed, "hydra.sweep.subdir": rerun.subfolder}
-        return self.train(rerun.trial, chosen, judge)
+        return self.train.again(rerun.trial, rerun.params, judge, seed=rerun.seed, subfolder=rerun.subfolder)
 
 
 def require_confirmable(config: ExperimentConfig, searched: Sequence[str]) -> None:
@@ -82,7 +89,7 @@ def require_confirmable(config: ExperimentConfig, searched: Sequence[str]) -> No
 def confirm_best(
     study: SharedStudy,
     config: ExperimentConfig,
-    train: Train,
+    train: Repeat,
     launch: Callable[[StudyPlan, Train], Sequence[int]],
 ) -> bool:
     """Run the best trials of a study again, each with the same new seeds; False if there are not two to compare.

@@ -34,9 +34,9 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 FILLING_SECONDS = 2.0
 """Within this time a machine that is filling a study adds a trial."""
 
-_LEASE, _OUTCOME, _DEFINITION, _STOPPED, _ATTEMPTS, _SOURCE = (
-    *("lease", "outcome", "definition", "stopped", "attempts", "source"),
-)
+# Attributes of trials, and of studies.
+_LEASE, _OUTCOME, _ATTEMPTS = "lease", "outcome", "attempts"
+_DEFINITION, _STOPPED, _SOURCE = "definition", "stopped", "source"
 
 
 @dataclass(frozen=True, kw_only=True)

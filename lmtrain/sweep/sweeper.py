@@ -1,13 +1,12 @@
 """What Hydra calls of a multirun: the study sweeper, its workers, and the summary of other sweeps.
 
-Owns the way between Hydra and a study: composing trials, launching workers. What a study is and how a worker goes on
+Owns the way between Hydra and a study: trials as jobs, launching workers. What a study is and how a worker goes on
 is in `study` and `worker`, which know no Hydra.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import logging
@@ -15,26 +14,31 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config import compose
 from lmtrain.config.explain import PastHydra
 from lmtrain.config.launch import count_workers, runs_here
-from lmtrain.config.points import first_settings, grid_of, require_options, search_function, settings_or_reason
+from lmtrain.config.points import (
+    TrialConfigs,
+    first_settings,
+    grid_of,
+    require_options,
+    search_function,
+    settings_or_reason,
+)
 from lmtrain.config.schema import ExperimentConfig, TrackingConfig
-from lmtrain.config.search_space import SearchSpace, defaults_within, override_word, parse_space
+from lmtrain.config.search_space import defaults_within, parse_space
 from lmtrain.config.study_sweeper import build_pruner, build_sampler, directions_of, is_grid
 from lmtrain.errors import Interrupted
 from lmtrain.machine import available_cores, count_gpus
@@ -55,61 +59,25 @@ WORKER_FOLDER = ".workers"
 
 
 @dataclass(frozen=True)
-class Compose:
-    """Makes the settings of a trial, as a launcher of Hydra does."""
-
-    config: DictConfig  # of the multirun
-    hydra_context: HydraContext
-    space: SearchSpace
-    known: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # composed before, by the words
-
-    def __call__(self, number: int, params: Mapping[str, Any]) -> DictConfig:
-        """The whole config, Hydra's part included. Raises what Hydra raises for settings that do not compose."""
-        words = self.space.words(params)
-        plain = {name: value for name, value in params.items() if self._is_plain(name)}
-        others = {name: value for name, value in params.items() if name not in plain}
-        # Composing takes Hydra a tenth of a second; most trials differ in plain settings only.
-        config = copy.deepcopy(self._composed(tuple(self.space.words(others))))
-        parser = OverridesParser.create()
-        try:
-            for name, value in plain.items():
-                override = parser.parse_override(override_word(name, value))
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:
-            config = self._composed(tuple(words))  # Hydra says what is wrong
-        with open_dict(config):
-            config.hydra.job.id, config.hydra.job.num = str(number), number
-            config.hydra.overrides.task = [word for word in words if not word.startswith("hydra.")]
-        return config
-
-    def _composed(self, words: tuple[str, ...]) -> DictConfig:
-        if words not in self.known:
-            self.known[words] = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
-        return self.known[words]
-
-    def _is_plain(self, name: str) -> bool:
-        """Whether a parameter is a setting that no choice of options depends on."""
-        return name.replace(".", "").isidentifier() and name not in self.config.hydra.runtime.choices
-
-    def folder(self, number: int) -> Path:
-        """The run folder of a trial."""
-        return Path(self.config.hydra.sweep.dir).absolute() / f"{number:04d}"
-
-
-@dataclass(frozen=True)
 class HydraTrain:
     """Trains a trial as a job of Hydra, with its share of this machine."""
 
-    compose: Compose
+    configs: TrialConfigs
     threads: int | None  # of a trial that does not say; None: the run decides
 
     def folder(self, number: int) -> Path:
         """The run folder of a trial."""
-        return self.compose.folder(number)
+        return self.configs.folder(number)
+
+    def again(self, number: int, params: Mapping[str, Any], judge: Judge, *, seed: int, subfolder: str) -> RunResult:
+        """Make the run of a trial with another seed, in this folder of the sweep. Raises what the run raises."""
+        space = self.configs.space.changed({"seed": seed, "hydra.sweep.subdir": subfolder})
+        again = dataclasses.replace(self, configs=dataclasses.replace(self.configs, space=space))
+        return again(number, params, judge)
 
     def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
         """Make the run, or go on with it. Raises what the run raises."""
-        config = self.compose(number, params)
+        config = self.configs(number, params)
         # What Hydra's own `run_job` would do, which copies the config a dozen times: a tenth of a second.
         hydra = HydraConfig.instance()
         of_the_worker = hydra.cfg
@@ -133,18 +101,20 @@ class HydraTrain:
         try:
             settings = compose.parse_config(config)
             origin = dataclasses.replace(compose.origin_of(config, job), tags={"trial": str(number)})
-            result = run_experiment(self._seated(settings), job.run_dir, origin, judge)
+            seated = self._seated(settings, begun=RunDir(job.run_dir).is_run())
+            result = run_experiment(seated, job.run_dir, origin, judge)
             if settings.sweep.keep_checkpoints is not None:
                 keep_best_checkpoints(job.run_dir.parent, settings.sweep.keep_checkpoints)
             return result
         finally:
             RunDir(job.run_dir).discard_if_unused()
 
-    def _seated(self, settings: ExperimentConfig) -> ExperimentConfig:
-        """A trial goes on where it was; it takes its share of the cores."""
-        threads = settings.parallel.num_threads or self.threads
-        parallel = dataclasses.replace(settings.parallel, num_threads=threads)
-        return dataclasses.replace(settings, resume="auto", parallel=parallel)
+    def _seated(self, settings: ExperimentConfig, *, begun: bool) -> ExperimentConfig:
+        """A trial goes on where it was, with the threads it was begun with; a new one takes its share of the cores."""
+        settings = dataclasses.replace(settings, resume="auto")
+        if settings.parallel.num_threads is not None or begun:
+            return settings
+        return dataclasses.replace(settings, parallel=dataclasses.replace(settings.parallel, num_threads=self.threads))
 
 
 @dataclass(frozen=True)
@@ -219,7 +189,7 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.warm_start import trials_to_learn_from
 
         space = parse_space(self.settings["params"], arguments)
-        trials = Compose(self._config, self._context, space)
+        trials = TrialConfigs(self._config, self._context, space)
         require_options(self._config, space.distributions)
         base = first_settings(trials, sample_points(space.distributions, self._custom_space()))
         if base.sweep.confirm.top:
@@ -244,9 +214,10 @@ class StudySweeper(Sweeper):
         if earlier and not study.imported:
             log.warning("sweep.start_from is without effect: this study was begun without it")
         cores = available_cores()
+        train = HydraTrain(trials, threads=max(1, cores // workers) if shared else None)
         task = WorkerTask(
             plan,
-            HydraTrain(trials, threads=max(1, cores // workers) if shared else None),
+            train,
             space.fixed,
             FailurePolicy(max_retries=base.sweep.max_retries, stop_after=base.sweep.stop_after_failures),
             devices=count_gpus() if shared else 0,
@@ -254,12 +225,12 @@ class StudySweeper(Sweeper):
         )
         launch = functools.partial(self._launch, task, workers)
         with reported(plan, base.tracking):
-            run_workers(study, lambda: launch(plan, task.train))
+            run_workers(study, lambda: launch(plan, train))
             if base.sweep.confirm.top:
-                confirm_best(study, base, task.train, launch)
+                confirm_best(study, base, train, launch)
                 show_confirmation(plan.folder, plan.storage)
 
-    def _plan(self, trials: Compose, base: ExperimentConfig) -> StudyPlan:
+    def _plan(self, trials: TrialConfigs, base: ExperimentConfig) -> StudyPlan:
         from lmtrain.sweep.setup import first_evaluation, plan_study, token_budget
 
         sampler, pruner = self.settings["sampler"], self.settings["pruner"]

@@ -98,10 +98,13 @@ class Quadratic:
         self, root: Path, fail: Callable[[int, Mapping[str, Any]], bool] = lambda number, params: False
     ) -> None:
         self.root, self.fail = root, fail
-        self.made: list[tuple[int, dict[str, Any]]] = []
+        self.made: list[tuple[int, dict[str, Any]]] = []  # number and parameters, of reruns seed and folder too
 
     def folder(self, number: int) -> Path:
         return self.root / f"{number:04d}"
+
+    def again(self, number: int, params: Mapping[str, Any], judge: Judge, *, seed: int, subfolder: str) -> RunResult:
+        return self(number, {**params, "seed": seed, "subfolder": subfolder}, judge)
 
     def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
         if self.fail(number, params):
@@ -161,7 +164,7 @@ def test_the_best_distinct_settings_are_run_again_with_the_same_seeds(
     train.made.clear()
     assert confirm_best(study, with_confirm(settings, top=2, seeds=2), train, launcher)
     assert train.made == [
-        (number, {"x": x, "seed": seed, "hydra.sweep.subdir": f"confirm/{number:04d}-seed{seed}"})
+        (number, {"x": x, "seed": seed, "subfolder": f"confirm/{number:04d}-seed{seed}"})
         for seed in (1, 2)
         for number, x in ((1, 0.1), (4, 0.3))
     ]

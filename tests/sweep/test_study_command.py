@@ -136,6 +136,24 @@ def test_an_interrupted_study_saves_and_goes_on(
     assert len(trials_of(folder)[0].user_attrs["attempts"]) == 2
 
 
+def test_a_trial_goes_on_with_the_threads_it_was_begun_with(lmtrain: CommandLine, words: list[str]) -> None:
+    """Begun by one of two workers, of one thread each; continued by a single one, which has all cores."""
+    folder = lmtrain.folder / "multirun/study"
+    shared = [word for word in words if not word.startswith("parallel.")]
+    long = [*shared, "trainer.max_tokens=64000", "hydra/sweeper/pruner=none", "hydra.sweeper.n_trials=1"]
+    with lmtrain.start(*long, *JOBLIB) as process:
+        wait_until(lambda: (folder / "0000/checkpoints/last").exists(), process)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 130
+    begun = (folder / "0000/config.yaml").read_text()
+    lmtrain(*long)
+    (trial,) = trials_of(folder)
+    assert trial.state == TrialState.COMPLETE, trial.user_attrs["outcome"]
+    assert len(trial.user_attrs["attempts"]) == 2
+    assert (folder / "0000/config.yaml").read_text() == begun
+
+
 def test_trials_in_one_process_leak_nothing_into_each_other(lmtrain: CommandLine, words: list[str]) -> None:
     """The last trial of a study, made alone in a process of its own, is the same to the bit."""
     lmtrain(*words, "hydra.sweeper.n_trials=3", "hydra/sweeper/pruner=none")

@@ -23,7 +23,8 @@ from report import Figure, median_figure, parser, publish
 from step_overhead import resolve
 
 from lmtrain.config.schema import ExperimentConfig
-from lmtrain.data.prepare import PreparedData, prepare
+from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData
 from lmtrain.hardware import choose_device, set_threads
 from lmtrain.session import Session, build_session
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics

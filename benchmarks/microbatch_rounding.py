@@ -24,7 +24,8 @@ from step_overhead import resolve
 
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.batches import Batch
-from lmtrain.data.prepare import PreparedData, prepare
+from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData
 from lmtrain.hardware import set_threads
 from lmtrain.session import build_session
 from lmtrain.training.schedules import lr_at

@@ -30,7 +30,8 @@ from lmtrain.config.saved import PRIMARY_CONFIG
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.console import ProgressLine
 from lmtrain.data.batches import Batch
-from lmtrain.data.prepare import PreparedData, prepare
+from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData
 from lmtrain.hardware import choose_device, set_threads
 from lmtrain.model.decoder import build_model
 from lmtrain.session import build_session

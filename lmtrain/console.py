@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 if TYPE_CHECKING:
-    from lmtrain.data.prepare import PreparedData
+    from lmtrain.data.prepared import PreparedData
     from lmtrain.run import RunResult
     from lmtrain.run_dir import RunDir
     from lmtrain.session import Session
@@ -30,13 +30,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
     """Say what is about to be trained on what, and where."""
+    splits = [data.documents(split) for split in ("train", "val")]
     log.info(
         "data    %s: %d + %d documents, %.2f + %.2f M tokens (training + validation), vocabulary %d",
-        data.corpus_name,
-        data.train_documents,
-        data.val_documents,
-        len(data.train) / 1e6,
-        len(data.val) / 1e6,
+        data.name,
+        *(sum(map(len, documents)) for documents in splits),
+        *(sum(len(one.tokens) for one in documents) / 1e6 for documents in splits),
         data.tokenizer.vocab_size,
     )
     log.info(

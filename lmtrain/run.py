@@ -20,7 +20,8 @@ from typing import Any
 from lmtrain.config.saved import resume_differences, to_yaml, with_choices_of
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.console import ProgressLine, announce, show_end
-from lmtrain.data.prepare import PreparedData, prepare
+from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData
 from lmtrain.errors import Interrupted, RunError, RunFolderError
 from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.model.generation import generate
@@ -216,7 +217,7 @@ class _Attempt:
 
     def _info(self) -> RunInfo:
         tags = {
-            "data": self.data.corpus_name,
+            "data": self.data.name,
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "device": str(self.session.precision.device),
@@ -317,7 +318,7 @@ class _Attempt:
 
     def _sample(self) -> str:
         """The first tokens of the validation text, and how the trained model goes on."""
-        prompt = [int(token) for token in self.data.val[:SAMPLE_PROMPT_TOKENS]]
+        prompt = [int(token) for token in self.data.documents("val")[0].tokens[:SAMPLE_PROMPT_TOKENS]]
         new_ids = generate(
             self.session.model, prompt, max_new_tokens=self.config.trainer.sample_tokens, seed=self.config.seed
         )

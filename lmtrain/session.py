@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.batches import IGNORED, Batch, EvalBatches, TrainBatches
-from lmtrain.data.prepare import PreparedData
+from lmtrain.data.prepared import PreparedData
 from lmtrain.data.ramps import Ramp
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
@@ -189,7 +189,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         step=step,
         batches=batches,
         val_batches=_val_batches(config, data),
-        val_bytes_per_token=data.val_bytes_per_token,
+        val_bytes_per_token=data.bytes_per_target("val"),
         data_fingerprint=data.fingerprint,
         total_steps=total_steps,
     )
@@ -224,7 +224,7 @@ def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
 
     trainer = config.trainer
     return TrainBatches(
-        data.train,
+        data.documents("train")[0].tokens,
         seq_len=config.data.seq_len,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -236,7 +236,7 @@ def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
 def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
     seq_len, batches = config.data.seq_len, config.trainer.eval_batches
     end = None if batches is None else batches * EVAL_BATCH_SEQUENCES * seq_len + 1
-    return EvalBatches(data.val[:end], seq_len=seq_len, batch_size=config.batch_size)
+    return EvalBatches(data.documents("val")[0].tokens[:end], seq_len=seq_len, batch_size=config.batch_size)
 
 
 def _in_parts(batches: EvalBatches, size: int) -> Iterator[Batch]:

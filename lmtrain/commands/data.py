@@ -27,10 +27,12 @@ from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.cache import cache_folder, list_entries, remove_entry, remove_fingerprints
 from lmtrain.data.documents import Documents, Piece
-from lmtrain.data.prepare import PreparedData, prepare
+from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData
 from lmtrain.errors import ConfigError
 from lmtrain.run_dir import RunDir
 
+SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 SHOWN_TOKENS = 100
 """Of one piece of a document, without --full."""
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "longest": 1.0}
@@ -58,7 +60,7 @@ def inspect(arguments: list[str]) -> None:
     config = compose_config(overrides, run)
     with Console(stderr=True).status("preparing") as status:
         data = prepare(config.data, config.tokenizer, on_progress=status.update)
-    documents = Documents(data.train, data.tokenizer.end_id)
+    documents = data.documents("train")[0]
     if run is not None:
         _warn_of_other_text(RunDir(run), data)
     if options.step is not None:
@@ -83,22 +85,25 @@ def _warn_of_other_text(run: RunDir, data: PreparedData) -> None:
 
 
 def _show_counts(data: PreparedData) -> None:
-    table = Table(title=escape(data.corpus_name), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for split in ("training", "validation"):
-        table.add_column(split, justify="right")
-    table.add_row("documents", f"{data.train_documents:,}", f"{data.val_documents:,}")
-    table.add_row("tokens", f"{len(data.train):,}", f"{len(data.val):,}")
-    table.add_row("bytes", f"{data.train_bytes:,}", f"{data.val_bytes:,}")
-    table.add_row(
-        "bytes per token", f"{data.train_bytes / len(data.train):.3f}", f"{data.val_bytes / len(data.val):.3f}"
-    )
-    Console().print(table)
-    size = sum(path.stat().st_size for path in data.folder.iterdir())
-    print(f"tokenizer   {data.tokenizer.name}, vocabulary {data.tokenizer.vocab_size:,}")
-    print(f"left out    {data.dropped:,} documents shorter than data.min_chars")
-    print(f"duplicates  {data.duplicates:,} documents equal to an earlier one, kept on its side of the split")
-    print(f"cache       {data.folder} ({_megabytes(size)}, {'built now' if data.built else 'found there'})")
+    for source in data.sources:
+        table = Table(title=escape(source.name), title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("")
+        rows: dict[str, list[str]] = {"documents": [], "tokens": [], "bytes": [], "bytes per token": []}
+        for name, split in source.splits.items():
+            table.add_column(SPLIT_WORDS[name], justify="right")
+            tokens = len(split.documents.tokens)
+            counts = (f"{len(split.documents):,}", f"{tokens:,}", f"{split.num_bytes:,}")
+            for row, cell in zip(rows.values(), (*counts, f"{split.num_bytes / tokens:.3f}"), strict=True):
+                row.append(cell)
+        for heading, cells in rows.items():
+            table.add_row(heading, *cells)
+        Console().print(table)
+        size = sum(path.stat().st_size for path in source.folder.iterdir())
+        print(f"tokenizer   {data.tokenizer.name}, vocabulary {data.tokenizer.vocab_size:,}")
+        for reason, count in source.left_out.items():
+            print(f"left out    {count:,} documents {reason}")
+        print(f"duplicates  {source.duplicates:,} documents equal to an earlier one, kept on its side of the split")
+        print(f"cache       {source.folder} ({_megabytes(size)}, {'built now' if source.built else 'found there'})")
 
 
 def _show_lengths(lengths: NDArray[np.int64]) -> None:
@@ -137,7 +142,7 @@ def _show_step(config: ExperimentConfig, data: PreparedData, documents: Document
     sequences, positions = batches.sequences(step - 1), batches.positions(step - 1)
     shape = f"{_count(len(positions), 'row')} of {_count(positions.shape[1] - 1, 'token')}"
     numbers = _numbers("sequence", sequences[0], sequences[-1])
-    print(f"{data.corpus_name}: {_count(len(documents), 'training document')}, {_count(len(data.train), 'token')}")
+    print(f"{data.name}: {_count(len(documents), 'training document')}, {_count(len(documents.tokens), 'token')}")
     print(f"step {step:,} of {num_steps:,}: {shape}, {numbers}, epoch {1 + sequences[0] // batches.num_windows}")
     print("Rows, sequences, documents and tokens count from 0. A text is the inputs of its row and the last target.")
     for row, places in enumerate(positions):

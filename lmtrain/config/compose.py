@@ -174,7 +174,8 @@ def _check_keys(config: DictConfig, prefix: str = "") -> None:
     """`+key=value` gets past Hydra's check of names; no setting of ours may come in that way."""
     schema = OmegaConf.get_type(config)
     assert schema is not None
-    known = [field.name for field in dataclasses.fields(schema)]
+    fixed = dataclasses.is_dataclass(schema)  # else names are the user's, as of the sources of a mixture
+    known = [field.name for field in dataclasses.fields(schema)] if fixed else list(map(str, config))
     for key in known:
         if key not in config.keys():  # noqa: SIM118 (a missing value is not `in` its config)
             raise ConfigError(f"{prefix}{key} must be set: ~{prefix}{key} cannot remove it")

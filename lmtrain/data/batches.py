@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lmtrain.data.ramps import BatchSizes, Ramp, sequence_length
-from lmtrain.data.tokenizer import TokenArray
+from lmtrain.data.documents import TokenArray
 from lmtrain.errors import DataError
 
 IGNORED = -100  # target of a position that does not count; the default of torch's cross entropy

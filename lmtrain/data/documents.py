@@ -1,15 +1,14 @@
-"""Which document a token of prepared data is from. Reads the tokens alone: the end tokens tell."""
+"""The documents of one array of tokens: where each begins and ends, and which of its tokens a model learns to say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmtrain.data.tokenizer import TokenArray
-
-_CHUNK_TOKENS = 1 << 24  # searched at once
+TokenArray = NDArray[np.unsignedinteger[Any]]  # uint16 or uint32
 
 
 @dataclass(frozen=True)
@@ -21,36 +20,47 @@ class Piece:
     ids: TokenArray
 
 
+@dataclass(frozen=True)
 class Documents:
-    """The documents of one array of tokens, numbered from 0 in their order."""
+    """Tokens and their documents, numbered from 0 in their order. All arrays may be memory maps."""
 
-    def __init__(self, tokens: TokenArray, end_id: int) -> None:
-        """`tokens` is one-dimensional; what follows the last end token is a document too."""
-        starts = range(0, len(tokens), _CHUNK_TOKENS)
-        found = [start + 1 + np.flatnonzero(tokens[start : start + _CHUNK_TOKENS] == end_id) for start in starts]
-        cut = [] if len(tokens) == 0 or tokens[-1] == end_id else [len(tokens)]
-        self._tokens = tokens
-        self._ends = np.concatenate([*found, np.array(cut, np.int64)])
+    tokens: TokenArray  # (N,)
+    ends: NDArray[np.int64]  # (D,) the position after each document's last token; the last one is N
+    counted: NDArray[np.bool_] | None = None  # (N,) whether a token is a target; None: every one
+    prompts: NDArray[np.int64] | None = None  # (D,) tokens of each document before its first target; None: 0
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each document, its end token included."""
-        return np.diff(self._ends, prepend=0)
+        return np.diff(self.ends, prepend=0)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are targets."""
+        return len(self.tokens) if self.counted is None else int(np.count_nonzero(self.counted))
 
     def __getitem__(self, number: int) -> Piece:
         """A whole document."""
-        start = int(self._ends[number - 1]) if number else 0
-        return Piece(number, start, self._tokens[start : self._ends[number]])
+        start = int(self.ends[number - 1]) if number else 0
+        return Piece(number, start, self.tokens[start : self.ends[number]])
 
     def pieces(self, positions: NDArray[np.int64]) -> list[Piece]:
         """Cut tokens, given by their positions on the ring, where a document ends or the ring does."""
-        positions = positions % len(self._tokens)
-        numbers = np.searchsorted(self._ends, positions, side="right")
+        positions = positions % len(self.tokens)
+        numbers = np.searchsorted(self.ends, positions, side="right")
         cuts = 1 + np.flatnonzero((np.diff(numbers) != 0) | (np.diff(positions) != 1))
         return [
-            Piece(int(numbers[first]), int(part[0]), self._tokens[part])
+            Piece(int(numbers[first]), int(part[0]), self.tokens[part])
             for first, part in zip([0, *cuts], np.split(positions, cuts), strict=True)
         ]
+
+
+def ends_found(tokens: TokenArray, end_id: int) -> NDArray[np.int64]:
+    """Where documents end, told by their end token; what follows the last one is a document too."""
+    ends = 1 + np.flatnonzero(tokens == end_id)
+    if len(tokens) and tokens[-1] != end_id:
+        ends = np.append(ends, len(tokens))
+    return ends

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +21,11 @@ import numpy as np
 
 from lmtrain.config.schema import CharConfig, DataConfig, TokenizerConfig
 from lmtrain.data.cache import building, cache_folder, draft_of, publish
+from lmtrain.data.documents import Documents, ends_found
+from lmtrain.data.prepared import PreparedData, PreparedSource, PreparedSplit, SplitName
 from lmtrain.data.sources import Corpus, open_corpus
 from lmtrain.data.split import Split, split_documents
-from lmtrain.data.tokenizer import TokenArray, Tokenizer, load_tokenizer, token_dtype, train_tokenizer
+from lmtrain.data.tokenizer import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
 from lmtrain.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -32,30 +34,6 @@ PREPARE_VERSION = 1  # raise it when the same settings would give other tokens: 
 
 _BATCH_CHARS = 4_000_000  # text tokenised at once
 _NOT_IN_KEY = {"seq_len", "cache_dir", "path"}  # settings that do not change the tokens of the same content
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """The tokens of a corpus. Arrays are memory maps of uint16, or uint32 if the vocabulary needs it."""
-
-    train: TokenArray  # (train tokens,)
-    val: TokenArray  # (validation tokens,)
-    tokenizer: Tokenizer
-    fingerprint: str  # follows from the content, the split and the tokenizer: equal means equal tokens
-    train_bytes: int  # UTF-8 bytes of the text the tokens stand for
-    val_bytes: int
-    train_documents: int  # a document cut in two counts on both sides
-    val_documents: int
-    duplicates: int  # documents equal to an earlier one; they stay, on its side
-    dropped: int  # documents left out as shorter than data.min_chars
-    corpus_name: str
-    folder: Path
-    built: bool  # False: found in the cache
-
-    @property
-    def val_bytes_per_token(self) -> float:
-        """Turns nats per token into nats per byte. End tokens count, as the model has to predict them too."""
-        return self.val_bytes / len(self.val)
 
 
 def prepare(
@@ -116,17 +94,23 @@ def _load(folder: Path, corpus: Corpus, *, built: bool) -> PreparedData | None:
             if (folder / name).stat().st_size != size:
                 raise ValueError(f"{name} has not {size} bytes")
         tokenizer = load_tokenizer(folder / "tokenizer.model")
-        dtype = token_dtype(tokenizer.vocab_size)
-        return PreparedData(
-            train=np.memmap(folder / "train.bin", dtype, "r"),
-            val=np.memmap(folder / "val.bin", dtype, "r"),
-            tokenizer=tokenizer,
+        counts = manifest["counts"]
+        splits: dict[SplitName, PreparedSplit] = {}
+        for name in ("train", "val"):
+            tokens = np.memmap(folder / f"{name}.bin", token_dtype(tokenizer.vocab_size), "r")
+            documents = Documents(tokens, ends_found(tokens, tokenizer.end_id))
+            splits[name] = PreparedSplit(documents=documents, num_bytes=counts[f"{name}_bytes"])
+        source = PreparedSource(
+            name=corpus.name,
+            weight=1.0,
+            splits=splits,
+            left_out={"shorter than data.min_chars": counts["dropped"]},
+            duplicates=counts["duplicates"],
             fingerprint=folder.name,
-            corpus_name=corpus.name,
             folder=folder,
             built=built,
-            **manifest["counts"],
         )
+        return PreparedData(sources=(source,), tokenizer=tokenizer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         log.warning("prepared data in %s is damaged (%s); building it again", folder, error)
         return None

@@ -12,16 +12,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
 from lmtrain.config.schema import ByteConfig, CharConfig, SentencePieceBpeConfig, TokenizerConfig
+from lmtrain.data.documents import TokenArray
 from lmtrain.errors import DataError
-
-TokenArray = NDArray[np.unsignedinteger[Any]]  # uint16 or uint32
 
 # SentencePiece writes a space as U+2581 inside; that character itself is spelt by its bytes to survive.
 _SPACE_MARK = "\u2581"

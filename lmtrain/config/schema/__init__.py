@@ -9,13 +9,15 @@ from other fields is a property.
 from __future__ import annotations
 
 from lmtrain.config.schema.data import (
-    ByteConfig,
-    CharConfig,
+    ChatConfig,
     DataConfig,
+    FilesConfig,
+    MixtureConfig,
+    PairsConfig,
     PythonStdlibConfig,
-    SentencePieceBpeConfig,
+    RecordsConfig,
     TextConfig,
-    TokenizerConfig,
+    TokensConfig,
 )
 from lmtrain.config.schema.experiment import SCHEMAS, ExperimentConfig
 from lmtrain.config.schema.model import DecoderConfig, ModelConfig
@@ -41,6 +43,17 @@ from lmtrain.config.schema.schedule import (
     WarmupStableDecayConfig,
 )
 from lmtrain.config.schema.sweep import ConfirmConfig, SweepConfig
+from lmtrain.config.schema.tokenizer import (
+    ByteConfig,
+    CharConfig,
+    HuggingFaceConfig,
+    IdsConfig,
+    SentencePieceBpeConfig,
+    SentencePieceConfig,
+    SentencePieceModelConfig,
+    SentencePieceUnigramConfig,
+    TokenizerConfig,
+)
 from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
@@ -51,6 +64,7 @@ __all__ = [
     "AdamWConfig",
     "ByteConfig",
     "CharConfig",
+    "ChatConfig",
     "ConfirmConfig",
     "ConstantConfig",
     "CosineConfig",
@@ -59,25 +73,35 @@ __all__ = [
     "DecayConfig",
     "DecoderConfig",
     "ExperimentConfig",
+    "FilesConfig",
+    "HuggingFaceConfig",
+    "IdsConfig",
     "InverseSqrtConfig",
     "LinearConfig",
     "LionConfig",
+    "MixtureConfig",
     "MlflowConfig",
     "ModelConfig",
     "MomentsConfig",
     "MuonConfig",
     "NoTrackingConfig",
     "OptimizerConfig",
+    "PairsConfig",
     "ParallelConfig",
     "PlateauConfig",
     "PrecisionConfig",
     "PythonStdlibConfig",
+    "RecordsConfig",
     "SGDConfig",
     "ScheduleConfig",
     "SentencePieceBpeConfig",
+    "SentencePieceConfig",
+    "SentencePieceModelConfig",
+    "SentencePieceUnigramConfig",
     "SweepConfig",
     "TextConfig",
     "TokenizerConfig",
+    "TokensConfig",
     "TrackingConfig",
     "TrainerConfig",
     "WarmupStableDecayConfig",

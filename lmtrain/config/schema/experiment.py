@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lmtrain.config.schema.data import (
-    ByteConfig,
-    CharConfig,
+    ChatConfig,
     DataConfig,
+    MixtureConfig,
+    PairsConfig,
     PythonStdlibConfig,
-    SentencePieceBpeConfig,
+    RecordsConfig,
     TextConfig,
-    TokenizerConfig,
+    TokensConfig,
 )
 from lmtrain.config.schema.model import DecoderConfig, ModelConfig
 from lmtrain.config.schema.optimizer import (
@@ -36,6 +37,16 @@ from lmtrain.config.schema.schedule import (
     WarmupStableDecayConfig,
 )
 from lmtrain.config.schema.sweep import SweepConfig
+from lmtrain.config.schema.tokenizer import (
+    ByteConfig,
+    CharConfig,
+    HuggingFaceConfig,
+    IdsConfig,
+    SentencePieceBpeConfig,
+    SentencePieceModelConfig,
+    SentencePieceUnigramConfig,
+    TokenizerConfig,
+)
 from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
@@ -122,8 +133,24 @@ class ExperimentConfig:
 # Group → name of its bare typed option (`model=_decoder`): what a YAML option names first in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {"_decoder": DecoderConfig},
-    "data": {"_python_stdlib": PythonStdlibConfig, "_text": TextConfig},
-    "tokenizer": {"_sentencepiece_bpe": SentencePieceBpeConfig, "_char": CharConfig, "_byte": ByteConfig},
+    "data": {
+        "_python_stdlib": PythonStdlibConfig,
+        "_text": TextConfig,
+        "_records": RecordsConfig,
+        "_chat": ChatConfig,
+        "_pairs": PairsConfig,
+        "_tokens": TokensConfig,
+        "_mixture": MixtureConfig,
+    },
+    "tokenizer": {
+        "_sentencepiece_bpe": SentencePieceBpeConfig,
+        "_sentencepiece_unigram": SentencePieceUnigramConfig,
+        "_sentencepiece_model": SentencePieceModelConfig,
+        "_huggingface": HuggingFaceConfig,
+        "_char": CharConfig,
+        "_byte": ByteConfig,
+        "_ids": IdsConfig,
+    },
     "optimizer": {
         "_adamw": AdamWConfig,
         "_adam": AdamConfig,

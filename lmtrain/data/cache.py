@@ -12,9 +12,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -46,14 +47,17 @@ def building(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def draft_of(folder: Path) -> Iterator[Path]:
-    """An empty folder to build in. The caller holds the lock, so one that is there is a killed process's."""
+    """A folder to build in, with what a build of the same entry that was stopped has left. The caller holds the lock.
+
+    An error removes it; a signal leaves it, to go on from there.
+    """
     draft = _draft(folder)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft.mkdir(exist_ok=True)
     try:
         yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # nothing there any more once it is published
+    except Exception:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def publish(draft: Path, folder: Path) -> None:
@@ -76,6 +80,15 @@ def _sync(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- freeing
+
+
+def manifests(cache: Path) -> Iterator[dict[str, Any]]:
+    """What the entries of a cache say of themselves, those that can be read."""
+    for path in sorted((cache / "prepared").glob("*/manifest.json")):
+        with suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                yield content
 
 
 @dataclass(frozen=True)

@@ -120,4 +120,5 @@ class MixtureConfig(DataConfig):
         super().__post_init__()
         require(bool(self.sources), "data.sources is empty: add one such as +data@data.sources.NAME=text")
         for name, source in self.sources.items():
+            require(name.isidentifier(), f"data.sources: {name!r} must be a plain name")
             require(not isinstance(source, MixtureConfig), f"data.sources.{name} is a mixture itself")

@@ -1,0 +1,191 @@
+"""Tokens written to disk: by all cores, in the order of the text, from where a killed build stopped.
+
+Owns the files of one source in an entry of the cache. What goes where was decided in `survey`, what a document becomes
+in `encoding`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmtrain.data.documents import Documents
+from lmtrain.data.encoding import Encoded, Encoder
+from lmtrain.data.prepared import PreparedSplit, SplitName
+from lmtrain.data.survey import Stretch, size_of
+from lmtrain.data.tokenizer import load_tokenizer, token_dtype
+from lmtrain.machine import available_cores
+from lmtrain.run_dir import write_atomically
+
+TOKENIZER_FILE = "tokenizer.model"
+
+BATCH_CHARS = 1_000_000
+"""Text tokenised at once by one process."""
+
+BATCHES_PER_MARK = 64
+"""So much is done again, at most, after a kill."""
+
+ALONE_CHARS = 24_000_000
+"""Less text than this is tokenised sooner `alone` than other processes have started."""
+
+
+class SplitFiles:
+    """The arrays of a split of a source: `train.tokens`, `train.ends` and, if some tokens are no targets, two more."""
+
+    def __init__(self, folder: Path, source: str, split: SplitName, *, prompts: bool) -> None:
+        """`source` is empty if there is one only."""
+        stem = folder / (f"{source}.{split}" if source else split)
+        names = ("tokens", "ends", "counted", "prompts") if prompts else ("tokens", "ends")
+        self.paths = {name: stem.with_name(f"{stem.name}.{name}") for name in names}
+
+    def load(self, vocab_size: int, num_bytes: int) -> PreparedSplit:
+        """Map the arrays into memory. Raises OSError or ValueError if one is missing or empty."""
+        dtypes = {"tokens": token_dtype(vocab_size), "ends": np.int64, "counted": np.bool_, "prompts": np.int64}
+        arrays = {name: np.memmap(path, dtypes[name], "r") for name, path in self.paths.items()}
+        return PreparedSplit(documents=Documents(**arrays), num_bytes=num_bytes)  # type: ignore[arg-type]
+
+
+def write_tokens(
+    folder: Path,
+    source: str,
+    splits: Sequence[SplitName],
+    stretches: Iterable[Stretch],
+    *,
+    prompts: bool,
+    alone: bool,
+    report: Callable[[int], None],
+) -> dict[SplitName, int]:
+    """Write the files of one source; returns the bytes of text in each split.
+
+    A build that was killed here goes on: `stretches` must be the same then. `report` gets the characters that are
+    done.
+    """
+    mark = _Mark(folder / f".{source}.mark")
+    with ExitStack() as open_files:
+        writers = {
+            split: _Writer(SplitFiles(folder, source, split, prompts=prompts), mark.sizes.get(split), open_files)
+            for split in splits
+        }
+        batches = islice(_batches(stretches), mark.batches, None)
+        done = mark.chars
+        for number, (chars, encoded) in enumerate(
+            _encoded(batches, folder, prompts=prompts, alone=alone), start=mark.batches + 1
+        ):
+            for split, tokens in encoded.items():
+                writers[split].write(tokens)
+            done += chars
+            report(done)
+            if number % BATCHES_PER_MARK == 0:
+                mark.write(number, done, {split: writer.sync() for split, writer in writers.items()})
+        mark.path.unlink(missing_ok=True)
+        return {split: writer.num_bytes for split, writer in writers.items()}
+
+
+def _batches(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
+    batch: list[Stretch] = []
+    num_chars = 0
+    for stretch in stretches:
+        batch.append(stretch)
+        num_chars += size_of(stretch.record)
+        if num_chars >= BATCH_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
+
+
+# ------------------------------------------------------------------------------------------- encoding
+
+
+def _encoded(
+    batches: Iterable[list[Stretch]], folder: Path, *, prompts: bool, alone: bool
+) -> Iterator[tuple[int, dict[SplitName, Encoded]]]:
+    """Every batch in order: its characters, and its tokens by split."""
+    encode = functools.partial(_encode, str(folder / TOKENIZER_FILE), prompts)
+    cores = available_cores()
+    if alone or cores == 1:
+        yield from map(encode, batches)
+        return
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
+    try:
+        # Results come in order; few batches are in memory at a time.
+        pool = Parallel(n_jobs=cores, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)
+        yield from pool(delayed(encode)(batch) for batch in batches)
+    finally:
+        get_reusable_executor().shutdown(wait=True)  # or the processes would wait for more, beside the training
+
+
+def _encode(tokenizer: str, prompts: bool, batch: list[Stretch]) -> tuple[int, dict[SplitName, Encoded]]:
+    return sum(size_of(stretch.record) for stretch in batch), _encoder(tokenizer, prompts)(batch)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: str, prompts: bool) -> Encoder:
+    return Encoder(load_tokenizer(Path(tokenizer)), prompts=prompts)
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+class _Mark:
+    """How far a build has come, if it was killed: batches that are on disk, and what the files held then."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batches, self.chars = 0, 0
+        self.sizes: dict[str, dict[str, int]] = {}
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.batches, self.chars, self.sizes = content["batches"], content["chars"], content["sizes"]
+
+    def write(self, batches: int, chars: int, sizes: dict[SplitName, dict[str, int]]) -> None:
+        write_atomically(self.path, json.dumps({"batches": batches, "chars": chars, "sizes": sizes}))
+
+
+class _Writer:
+    """Appends to the files of one split."""
+
+    def __init__(self, files: SplitFiles, sizes: dict[str, int] | None, open_files: ExitStack) -> None:
+        """With `sizes`, the files are cut back to them and gone on with."""
+        self._files: dict[str, BinaryIO] = {}
+        for name, path in files.paths.items():
+            file = open_files.enter_context(path.open("r+b" if sizes else "wb"))
+            if sizes is not None:
+                file.truncate(sizes[name])
+                file.seek(0, os.SEEK_END)
+            self._files[name] = file
+        self.num_bytes = 0 if sizes is None else sizes["num_bytes"]
+        self._num_tokens = 0 if sizes is None else sizes["num_tokens"]
+
+    def write(self, encoded: Encoded) -> None:
+        arrays: dict[str, NDArray[np.generic] | None] = {
+            "tokens": encoded.tokens,
+            "ends": encoded.ends + self._num_tokens,
+            "counted": encoded.counted,
+            "prompts": encoded.prompts,
+        }
+        for name, file in self._files.items():
+            array = arrays[name]
+            assert array is not None
+            file.write(array.data)
+        self._num_tokens += len(encoded.tokens)
+        self.num_bytes += encoded.num_bytes
+
+    def sync(self) -> dict[str, int]:
+        """See that everything is on disk; returns what there is."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        return sizes | {"num_bytes": self.num_bytes, "num_tokens": self._num_tokens}

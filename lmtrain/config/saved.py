@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lmtrain.config.schema import SCHEMAS, ExperimentConfig
+from lmtrain.config.schema import SCHEMAS, ExperimentConfig, MixtureConfig
 
 PRIMARY_CONFIG = "lmtrain"  # conf/lmtrain.yaml
 SAVED_CONFIG = "config"  # config.yaml in a run folder
@@ -24,9 +24,11 @@ def to_yaml(config: ExperimentConfig) -> str:
     """The text of `config.yaml`: the groups by their bare schema, then every value."""
     names = {schema: name for options in SCHEMAS.values() for name, schema in options.items()}
     overrides = [{f"override /{group}": names[type(getattr(config, group))]} for group in RUN_GROUPS]
+    sources = config.data.sources if isinstance(config.data, MixtureConfig) else {}
+    added = [{f"/data@data.sources.{name}": names[type(source)]} for name, source in sources.items()]
     values = _plain(dataclasses.asdict(config))
     del values["sweep"]
-    content = {"defaults": [PRIMARY_CONFIG, *overrides, "_self_"]} | values | {"resume": None}
+    content = {"defaults": [PRIMARY_CONFIG, *added, *overrides, "_self_"]} | values | {"resume": None}
     return dump_yaml(content)
 
 
@@ -38,7 +40,9 @@ def dump_yaml(content: dict[str, Any]) -> str:
 WATCHING = frozenset(
     [
         *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
-        *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every", "data.path", "data.cache_dir"),
+        *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every"),
+        *("data.path", "data.val_path", "data.test_path", "data.target_path", "data.cache_dir", "tokenizer.path"),
+        *("data.val_target_path", "data.test_target_path"),
     ]
 )
 """Settings that no result depends on: how a run is watched, where the same text lies (its sum is checked)."""
@@ -68,10 +72,7 @@ def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConf
 def study_settings(config: ExperimentConfig) -> dict[str, str]:
     """The settings that all trials of a study share, by dotted key."""
     flat = _flat(yaml.safe_load(to_yaml(config)))
-    kept = {
-        key: value for key, value in flat.items() if key not in UNSEEN_IN_RESULTS and not key.startswith("tracking")
-    }
-    return {key: str(value) for key, value in kept.items()}
+    return {key: str(value) for key, value in flat.items() if not _is_among(UNSEEN_IN_RESULTS, key)}
 
 
 def resume_differences(saved_text: str, config: ExperimentConfig, free: Collection[str] = FREE_ON_RESUME) -> list[str]:
@@ -80,8 +81,13 @@ def resume_differences(saved_text: str, config: ExperimentConfig, free: Collecti
     The settings in `free`, `force` and those of tracking may.
     """
     old, new = (_flat(yaml.safe_load(text)) for text in (saved_text, to_yaml(config)))
-    keys = [key for key in {**old, **new} if key not in free and not key.startswith("tracking")]
+    keys = [key for key in {**old, **new} if not _is_among(free, key)]
     return [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if key != "force" and old.get(key) != new.get(key)]
+
+
+def _is_among(free: Collection[str], key: str) -> bool:
+    """Whether a setting may differ: those of a source in a mixture are as free as those of the data."""
+    return re.sub(r"^data\.sources\.\w+\.", "data.", key) in free or key.startswith("tracking")
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:
@@ -89,9 +95,14 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for override in content.pop("defaults"):
         if isinstance(override, dict):
-            flat |= {key.removeprefix("override /"): schema.lstrip("_") for key, schema in override.items()}
+            flat |= {re.sub("^(override )?/(data@)?", "", key): schema.lstrip("_") for key, schema in override.items()}
+    return flat | _flat_values("", content)
+
+
+def _flat_values(prefix: str, content: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in content.items():
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= _flat_values(f"{prefix}{key}.", value) if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

@@ -14,9 +14,12 @@ from lmtrain.config.schema import (
     ByteConfig,
     DecoderConfig,
     ExperimentConfig,
+    HuggingFaceConfig,
+    IdsConfig,
     LionConfig,
     MuonConfig,
-    SentencePieceBpeConfig,
+    SentencePieceConfig,
+    SentencePieceModelConfig,
     SGDConfig,
 )
 from lmtrain.hardware import FORMATS, available_memory, choose_device, set_threads
@@ -37,6 +40,9 @@ PROGRAM_BYTES = 0.45 * 2**30
 
 USUAL_CHARACTERS = 100
 """Vocabulary of a character tokenizer, which is not known before the text is read."""
+
+USUAL_PIECES = 32_000
+"""... and of a tokenizer made elsewhere, whose file is not opened for an estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +152,10 @@ def _model(config: ExperimentConfig) -> DecoderConfig:
 
 def _vocab_size(config: ExperimentConfig) -> int:
     match config.tokenizer:
-        case SentencePieceBpeConfig():
+        case SentencePieceConfig() | IdsConfig():
             return config.tokenizer.vocab_size
         case ByteConfig():
             return 257
+        case HuggingFaceConfig() | SentencePieceModelConfig():
+            return USUAL_PIECES
     return USUAL_CHARACTERS

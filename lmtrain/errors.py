@@ -47,6 +47,10 @@ class RunError(LmtrainError):
     """The run was made and did not succeed."""
 
 
+class TextChangedError(RunError):
+    """The text is no longer the one that a study began with, so that its trials would not compare."""
+
+
 class Interrupted(LmtrainError):
     """The run was asked to stop by a signal and has saved where it was."""
 

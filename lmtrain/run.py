@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lmtrain.config.saved import resume_differences, to_yaml, with_choices_of
 from lmtrain.config.schema import ExperimentConfig
@@ -35,7 +33,7 @@ from lmtrain.tracking.plots import plot_run
 from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
 from lmtrain.training.checkpoint import CheckpointFolder
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.trainer import Judge, Progress
+from lmtrain.training.trainer import Progress
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +64,17 @@ def ended_for_good(folder: RunDir) -> RunResult | None:
     return RunResult(**{field.name: content[field.name] for field in fields(RunResult)})
 
 
+class StudyJudge(Protocol):
+    """What a run of a study tells the study, and asks it (`trainer.Judge`)."""
+
+    def __call__(self, tokens: int, score: float) -> bool: ...
+
+    def read(self, texts: Mapping[str, str]) -> None:
+        """Told the fingerprints of what will be trained on. Raises TextChangedError if trials would not compare."""
+
+
 def run_experiment(
-    config: ExperimentConfig, run_dir: Path, origin: Origin | None = None, judge: Judge | None = None
+    config: ExperimentConfig, run_dir: Path, origin: Origin | None = None, judge: StudyJudge | None = None
 ) -> RunResult:
     """Train as `config` says in the folder `run_dir`, continuing what is there if `config.resume` says so.
 
@@ -84,7 +91,7 @@ def run_experiment(
         if config.resume is not None and folder.is_run():
             config = with_choices_of(folder.config.read_text(encoding="utf-8"), config)
         resuming = _wants_to_resume(folder, config)
-        session, data = _build(config)
+        session, data = _build(config, judge)
         return _Attempt(session.config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -121,12 +128,14 @@ def _refuse_differences(folder: RunDir, differences: list[str]) -> None:
         )
 
 
-def _build(config: ExperimentConfig) -> tuple[Session, PreparedData]:
+def _build(config: ExperimentConfig, judge: StudyJudge | None) -> tuple[Session, PreparedData]:
     """Everything that can be refused: hardware, data, model. Writes nothing but the data cache."""
     device = choose_device(config.device)
     require_format(config.precision.format, device)
     set_threads(config.parallel.num_threads)
     data = prepare(config.data, config.tokenizer, on_progress=log.info)
+    if judge is not None:
+        judge.read({source.name: source.content for source in data.sources})
     return build_session(config, data, device), data
 
 
@@ -141,7 +150,7 @@ class _Attempt:
         session: Session,
         data: PreparedData,
         started: float,
-        judge: Judge | None,
+        judge: StudyJudge | None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -272,7 +281,7 @@ class _Attempt:
             "error": f"{type(error).__name__}: {error}" if error is not None else None,
             "environment": describe_environment(),
         }
-        self.folder.write_result(json.dumps(_finite(asdict(result) | details), indent=2))
+        self.folder.write_result(asdict(result) | details)
         try:
             if self.judge is None:
                 self._write_pictures_and_sample(result)
@@ -339,10 +348,3 @@ def _file_log(path: Path) -> Iterator[None]:
         root.removeHandler(handler)
         with contextlib.suppress(OSError):
             handler.close()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None in their place."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

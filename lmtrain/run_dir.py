@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,8 +90,9 @@ class RunDir:
         """Set room aside for a result, which is to be written on a full disk too. Raises OSError if there is none."""
         _write_draft(self.result, bytes(RESULT_ROOM))
 
-    def write_result(self, text: str) -> None:
+    def write_result(self, content: Mapping[str, Any]) -> None:
         """Write `result.json` into the room set aside for it, so that a reader sees all of it or none."""
+        text = json.dumps(_finite(content), indent=2)
         draft = _draft(self.result)
         draft.touch()
         with draft.open("r+b") as file:
@@ -136,3 +138,10 @@ def _write_draft(path: Path, content: bytes) -> Path:
 
 def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None in their place."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -106,6 +106,7 @@ def _load(folder: Path, corpus: Corpus, *, built: bool) -> PreparedData | None:
             splits=splits,
             left_out={"shorter than data.min_chars": counts["dropped"]},
             duplicates=counts["duplicates"],
+            content=corpus.fingerprint(folder.parent.parent),
             fingerprint=folder.name,
             folder=folder,
             built=built,

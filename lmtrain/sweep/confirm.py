@@ -21,11 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.errors import ConfigError
-from lmtrain.run import RunResult
+from lmtrain.run import RunResult, StudyJudge
 from lmtrain.sweep.coordinator import open_study, run_workers
 from lmtrain.sweep.study import SharedStudy, StudyPlan, outcome_of
 from lmtrain.sweep.worker import Train
-from lmtrain.training.trainer import Judge
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class Repeat(Train, Protocol):
     """Makes the run of a trial, and can make it again."""
 
     def again(
-        self, number: int, params: Mapping[str, Any], judge: Judge, *, seed: int, subfolder: str
+        self, number: int, params: Mapping[str, Any], judge: StudyJudge, *, seed: int, subfolder: str
     ) -> RunResult: ...
 
 
@@ -72,7 +71,7 @@ class TrainRerun:
         """The run folder of a rerun."""
         return self.train.folder(0).parent / self.reruns[number].subfolder
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         """Make the run, or go on with it. Raises what the run raises."""
         rerun = self.reruns[number]
         return self.train.again(rerun.trial, rerun.params, judge, seed=rerun.seed, subfolder=rerun.subfolder)

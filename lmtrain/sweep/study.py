@@ -21,6 +21,7 @@ from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from lmtrain.errors import TextChangedError
 from lmtrain.sweep.lease import RENEW_OFTEN_SECONDS, Lease, keep_renewing
 from lmtrain.sweep.sampling import SamplerPerTrial
 from lmtrain.sweep.storage import is_url, open_storage
@@ -36,7 +37,7 @@ FILLING_SECONDS = 2.0
 
 # Attributes of trials, and of studies.
 _LEASE, _OUTCOME, _ATTEMPTS = "lease", "outcome", "attempts"
-_DEFINITION, _STOPPED, _SOURCE = "definition", "stopped", "source"
+_DEFINITION, _STOPPED, _SOURCE, _TEXTS = "definition", "stopped", "source", "texts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,19 @@ class SharedStudy:
         return [
             f"{key} {known.get(key)} → {definition.get(key)}" for key in keys if known.get(key) != definition.get(key)
         ]
+
+    def require_texts(self, texts: Mapping[str, str]) -> None:
+        """Note the fingerprints of texts by their names; raise TextChangedError if one differs from an earlier one."""
+        study = self._load()
+        known: dict[str, str] = study.user_attrs.get(_TEXTS, {})
+        for name, fingerprint in texts.items():
+            if known.get(name, fingerprint) != fingerprint:
+                raise TextChangedError(
+                    f"{name} has changed since this study began, and its trials would not compare: "
+                    "put the text back, or begin another study with sweep.name=..."
+                )
+        if not texts.keys() <= known.keys():
+            study.set_user_attr(_TEXTS, {**known, **texts})
 
     def add_missing(self, earlier: Sequence[FrozenTrial] = ()) -> None:
         """See to it that all trials of the plan are there, after those of an `earlier` study that fit the space."""

@@ -47,10 +47,9 @@ from lmtrain.run_dir import RunDir
 if TYPE_CHECKING:
     from optuna import Trial
 
-    from lmtrain.run import RunResult
+    from lmtrain.run import RunResult, StudyJudge
     from lmtrain.sweep.study import FailurePolicy, StudyPlan
     from lmtrain.sweep.worker import Train
-    from lmtrain.training.trainer import Judge
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,15 @@ class HydraTrain:
         """The run folder of a trial."""
         return self.configs.folder(number)
 
-    def again(self, number: int, params: Mapping[str, Any], judge: Judge, *, seed: int, subfolder: str) -> RunResult:
+    def again(
+        self, number: int, params: Mapping[str, Any], judge: StudyJudge, *, seed: int, subfolder: str
+    ) -> RunResult:
         """Make the run of a trial with another seed, in this folder of the sweep. Raises what the run raises."""
         space = self.configs.space.changed({"seed": seed, "hydra.sweep.subdir": subfolder})
         again = dataclasses.replace(self, configs=dataclasses.replace(self.configs, space=space))
         return again(number, params, judge)
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         """Make the run, or go on with it. Raises what the run raises."""
         config = self.configs(number, params)
         # What Hydra's own `run_job` would do, which copies the config a dozen times: a tenth of a second.
@@ -93,7 +94,7 @@ class HydraTrain:
         finally:
             hydra.cfg = of_the_worker
 
-    def _run(self, config: DictConfig, judge: Judge, number: int) -> RunResult:
+    def _run(self, config: DictConfig, judge: StudyJudge, number: int) -> RunResult:
         from lmtrain.run import run_experiment
         from lmtrain.sweep.retention import keep_best_checkpoints
 

@@ -11,18 +11,18 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 from optuna.trial import TrialState
 
-from lmtrain.errors import Interrupted, UsageError
-from lmtrain.run import RunResult, ended_for_good
+from lmtrain.errors import Interrupted, TextChangedError, UsageError
+from lmtrain.run import RunResult, StudyJudge, ended_for_good
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.study import ENDED, FailurePolicy, LeaseLost, Outcome, SharedStudy, outcome_of
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.trainer import Judge
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ FAILED = ("failed", "invalid")
 class Train(Protocol):
     """Makes the run of a trial and returns how it ended. Raises what the run raises."""
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult: ...
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult: ...
 
     def folder(self, number: int) -> Path:
         """The run folder of a trial."""
@@ -78,6 +78,10 @@ def work(
             except (Interrupted, KeyboardInterrupt):
                 study.put_back(trial)
                 raise
+            except TextChangedError as error:
+                study.put_back(trial)
+                study.stop(str(error))
+                continue
             study.tell(trial, outcome)
             if outcome.details["status"] in FAILED:
                 _stop_if_all_fail_alike(study, policy)
@@ -87,17 +91,12 @@ def _attempt(
     study: SharedStudy, trial: optuna.Trial, train: Train, policy: FailurePolicy, at_evaluation: Callable[[], None]
 ) -> Outcome:
     folder = train.folder(trial.number)
-
-    def judge(tokens: int, score: float) -> bool:
-        study.require_lease(trial)
-        at_evaluation()
-        return _verdict(trial, tokens, score)
-
+    judge = _TrialJudge(study, trial, at_evaluation)
     for attempt in range(policy.max_retries + 1):
         try:
             # It may have ended by itself, and its worker died before it told so.
             result = ended_for_good(RunDir(folder)) or train(trial.number, trial.params, judge)
-        except (Interrupted, KeyboardInterrupt, LeaseLost):
+        except (Interrupted, KeyboardInterrupt, LeaseLost, TextChangedError):
             raise
         except UsageError as error:  # these settings cannot be run: the sampler should keep away from them
             return _infeasible("invalid", str(error).splitlines()[0])
@@ -108,6 +107,23 @@ def _attempt(
         else:
             return outcome_of_run(result, len(study.plan.directions))
     return Outcome(state=TrialState.FAIL, details={"status": "failed", "reason": reason})
+
+
+@dataclass(frozen=True)
+class _TrialJudge:
+    """What the run of a trial hears from its study."""
+
+    study: SharedStudy
+    trial: optuna.Trial
+    at_evaluation: Callable[[], None]
+
+    def read(self, texts: Mapping[str, str]) -> None:
+        self.study.require_texts(texts)
+
+    def __call__(self, tokens: int, score: float) -> bool:
+        self.study.require_lease(self.trial)
+        self.at_evaluation()
+        return _verdict(self.trial, tokens, score)
 
 
 def _verdict(trial: optuna.Trial, tokens: int, score: float) -> bool:

@@ -21,7 +21,7 @@ from lmtrain.config import compose
 from lmtrain.config.schema import ExperimentConfig, SweepConfig
 from lmtrain.config.schema.sweep import ConfirmConfig
 from lmtrain.errors import ConfigError
-from lmtrain.run import RunResult
+from lmtrain.run import RunResult, StudyJudge
 from lmtrain.sweep import confirmation as shown
 from lmtrain.sweep.confirm import best_distinct, confirm_best, new_seeds, require_confirmable
 from lmtrain.sweep.confirmation import Candidate, Confirmation, Interval, read_confirmation, write_confirmation
@@ -29,7 +29,6 @@ from lmtrain.sweep.coordinator import open_study
 from lmtrain.sweep.storage import journal_path
 from lmtrain.sweep.study import SharedStudy, StudyPlan
 from lmtrain.sweep.worker import Train, work
-from lmtrain.training.trainer import Judge
 
 # ---------------------------------------------------------------------------------------------- statistics
 
@@ -103,10 +102,12 @@ class Quadratic:
     def folder(self, number: int) -> Path:
         return self.root / f"{number:04d}"
 
-    def again(self, number: int, params: Mapping[str, Any], judge: Judge, *, seed: int, subfolder: str) -> RunResult:
+    def again(
+        self, number: int, params: Mapping[str, Any], judge: StudyJudge, *, seed: int, subfolder: str
+    ) -> RunResult:
         return self(number, {**params, "seed": seed, "subfolder": subfolder}, judge)
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         if self.fail(number, params):
             raise KeyboardInterrupt
         self.made.append((number, dict(params)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def test_what_was_cut_short_goes_on(settings: Settings, folder: Path, status: st
     first = run_in_grid(settings(), folder, Origin())
     result = RunDir(folder).read_result()
     assert result is not None
-    RunDir(folder).write_result(json.dumps(result | {"status": status}))
+    RunDir(folder).write_result(result | {"status": status})
     again = run_in_grid(settings(), folder, Origin())
     assert (again.status, again.step, again.objective) == ("completed", 10, first.objective)
 

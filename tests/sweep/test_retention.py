@@ -30,7 +30,7 @@ def run_folder(sweep: Path, name: str, objective: float | None, status: str | No
         objectives = {"val/loss": objective}
         content = {"status": status, "objective": objective, "objectives": objectives, **counts}
         assert content.keys() == RunResult.__dataclass_fields__.keys()
-        folder.write_result(json.dumps(content))
+        folder.write_result(content)
     return folder
 
 

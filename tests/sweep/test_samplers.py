@@ -22,11 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from lmtrain.config.compose import config_dir, register
 from lmtrain.config.study_sweeper import PRUNERS, build_pruner, build_sampler, is_grid
 from lmtrain.errors import ConfigError
-from lmtrain.run import RunResult
+from lmtrain.run import RunResult, StudyJudge
 from lmtrain.sweep.setup import grid_points
 from lmtrain.sweep.study import FailurePolicy, SharedStudy, StudyPlan
 from lmtrain.sweep.worker import work
-from lmtrain.training.trainer import Judge
 
 SAMPLERS = ("tpe", "random", "cmaes", "nsgaii", "nsgaiii", "gp", "qmc", "grid")
 LEARNS_SOON = {  # so that few trials are enough to see it sample by what it has learnt
@@ -59,7 +58,7 @@ class Formula:
     def folder(self, number: int) -> Path:
         return self.root / f"{number:04d}"
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         level = abs(params.get("lr", 0.01) - 0.01) + params.get("dropout", 0.0) + (params.get("optimizer") == "adamw")
         for step in range(1, STEPS + 1):
             loss = 1.0 + level + 1.0 / step
@@ -204,7 +203,7 @@ class Cliff(Formula):
         super().__init__(root)
         self.error = error
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         if params["x"] > 0.5:
             raise self.error
         return result_of("completed", 1.0 - params["x"], STEPS)

@@ -16,11 +16,10 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 
 from lmtrain.errors import ConfigError, Interrupted
-from lmtrain.run import RunResult
+from lmtrain.run import RunResult, StudyJudge
 from lmtrain.sweep.storage import journal_path
 from lmtrain.sweep.study import FailurePolicy, SharedStudy, StudyPlan, attempts_of, outcome_of
 from lmtrain.sweep.worker import work
-from lmtrain.training.trainer import Judge
 
 RUNGS = (100, 200, 300)  # tokens at the evaluations of a trial
 
@@ -42,14 +41,14 @@ def result(status: str = "completed", objective: float | None = 1.0, last: float
 class Script:
     """Trains by a function of (number, parameters, judge)."""
 
-    def __init__(self, folder: Path, train: Callable[[int, Mapping[str, Any], Judge], RunResult]) -> None:
+    def __init__(self, folder: Path, train: Callable[[int, Mapping[str, Any], StudyJudge], RunResult]) -> None:
         self.root, self.train = folder, train
         self.trained: list[int] = []
 
     def folder(self, number: int) -> Path:
         return self.root / f"{number:04d}"
 
-    def __call__(self, number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def __call__(self, number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         self.trained.append(number)
         return self.train(number, params, judge)
 
@@ -70,7 +69,7 @@ def study_of(folder: Path, *, num_trials: int = 4, **plan: Any) -> SharedStudy:
     return study
 
 
-def curve(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+def curve(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
     """Trial n has the constant loss n, unless it is ended early."""
     for tokens in RUNGS:
         if judge(tokens, float(number)):
@@ -98,7 +97,7 @@ def test_a_diverged_trial_is_told_its_last_finite_value(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_and_impossible_settings_are_infeasible(tmp_path: Path) -> None:
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         if number == 0:
             return result("out_of_memory", objective=None)
         if number == 1:
@@ -118,7 +117,7 @@ def test_out_of_memory_and_impossible_settings_are_infeasible(tmp_path: Path) ->
 
 
 def test_a_bug_is_retried_and_then_told_with_its_traceback(tmp_path: Path) -> None:
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         if number == 1 or (number == 2 and script.trained.count(2) == 1):
             raise ZeroDivisionError("a bug")
         return result()
@@ -136,7 +135,7 @@ def test_a_bug_is_retried_and_then_told_with_its_traceback(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), ConfigError("data.path is missing")])
 def test_a_study_whose_first_trials_fail_alike_stops(tmp_path: Path, error: Exception) -> None:
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         raise error
 
     study = study_of(tmp_path, num_trials=10)
@@ -151,7 +150,7 @@ def test_a_study_whose_first_trials_fail_alike_stops(tmp_path: Path, error: Exce
 
 
 def test_an_interrupted_trial_is_left_to_the_next_worker(tmp_path: Path) -> None:
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         judge(100, 1.0)
         if script.trained == [0]:
             raise Interrupted("asked to stop", signal.SIGTERM)
@@ -170,7 +169,7 @@ def test_an_interrupted_trial_is_left_to_the_next_worker(tmp_path: Path) -> None
 def test_an_orphan_stops_at_its_next_evaluation(tmp_path: Path) -> None:
     orphaned: list[bool] = []
 
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         orphaned.append(True)
         judge(100, 1.0)
         raise Interrupted("what a run does when a signal came", signal.SIGTERM)
@@ -203,7 +202,7 @@ def test_a_verdict_stands_after_a_crash(tmp_path: Path) -> None:
         tmp_path, num_trials=3, make_pruner=lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=100)
     )
 
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         if judge(100, float(number)):
             if script.trained.count(number) == 1:
                 raise KeyboardInterrupt  # as good as dead
@@ -223,10 +222,23 @@ def test_several_objectives_are_told_and_not_pruned(tmp_path: Path) -> None:
     names = ("val/loss", "train/tokens_per_second")
     study = study_of(tmp_path, num_trials=2, directions=("minimize", "maximize"), objectives=names)
 
-    def train(number: int, params: Mapping[str, Any], judge: Judge) -> RunResult:
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
         assert not judge(100, 1.0)
         return replace(result(), objectives=dict(zip(names, (1.0 + number, 10.0 + number), strict=True)))
 
     work(study, Script(tmp_path, train))
     assert [trial.values for trial in study.trials()] == [[1.0, 10.0], [2.0, 11.0]]
     assert len(study.study.best_trials) == 2
+
+
+def test_a_text_that_changes_stops_the_study(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+
+    def train(number: int, params: Mapping[str, Any], judge: StudyJudge) -> RunResult:
+        judge.read({"corpus": "old" if number < 2 else "new", "another": f"of trial {number % 1}"})
+        return result()
+
+    work(study, Script(tmp_path, train))
+    assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE] * 2 + [TrialState.WAITING] * 2
+    assert study.stopped is not None
+    assert study.stopped.startswith("corpus has changed since this study began")

@@ -51,7 +51,7 @@ class SplitFiles:
         """Map the arrays into memory. Raises OSError or ValueError if one is missing or empty."""
         dtypes = {"tokens": token_dtype(vocab_size), "ends": np.int64, "counted": np.bool_, "prompts": np.int64}
         arrays = {name: np.memmap(path, dtypes[name], "r") for name, path in self.paths.items()}
-        return PreparedSplit(documents=Documents(**arrays), num_bytes=num_bytes)  # type: ignore[arg-type]
+        return PreparedSplit(documents=Documents(**arrays), num_bytes=num_bytes)
 
 
 def write_tokens(

@@ -112,6 +112,9 @@ class TurnTaking:
             self._switch(time.perf_counter())
         return self.batches[step]
 
+    def close(self) -> None:
+        """No batch is made ahead: the other loop runs where one is asked for."""
+
     def _switch(self, now: float) -> None:
         if self._started is not None:
             self.own_seconds.append(now - self._started)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 
 from lmtrain.config.schema import ExperimentConfig
-from lmtrain.data.batches import IGNORED, Batch, EvalBatches, TrainBatches
-from lmtrain.data.prepared import PreparedData
+from lmtrain.data.batches import EvalBatches, Source, TrainBatches
+from lmtrain.data.packed import PackedBatches, PackedEvalBatches
+from lmtrain.data.padded import DocumentRows, PaddedBatches, PaddedEvalBatches
+from lmtrain.data.prefetch import Prefetched
+from lmtrain.data.prepared import PreparedData, SplitName
 from lmtrain.data.ramps import Ramp
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
@@ -34,6 +38,8 @@ from lmtrain.training.step import TrainingStep
 from lmtrain.training.trainer import Judge, Progress, Trainer
 from lmtrain.training.utilisation import Utilisation, measured_peak, peak_flops
 
+log = logging.getLogger(__name__)
+
 EVAL_BATCH_SEQUENCES = 8
 """Sequences in each of `trainer.eval_batches`: runs of every batch size are evaluated on the same text."""
 
@@ -44,7 +50,7 @@ class Session:
 
     config: ExperimentConfig  # with the device and the number format that `auto` stood for
     model: Decoder
-    forward: Callable[[Tensor], Tensor]  # the model, compiled if asked for
+    forward: Callable[..., Tensor]  # the model, compiled if asked for
     step: TrainingStep
     batches: TrainBatches
     val_batches: EvalBatches
@@ -82,21 +88,19 @@ class Session:
 
     def find_micro_batch_size(self) -> None:
         """Settle how many sequences go through the model at a time. Raises torch.OutOfMemoryError if not one can."""
-        shape = (self.config.batch_size, self.config.data.seq_len)
-        tokens_BT = torch.zeros(shape, dtype=torch.int64)
-        largest = Batch(tokens_BT, tokens_BT, num_targets=tokens_BT.numel())
         room = available_memory() if self.precision.device.type == "cpu" else None
-        self.step.find_micro_batch_size(largest, room=room, bound=bound_of_sequence(self.model))
+        self.step.find_micro_batch_size(self.batches.largest, room=room, bound=bound_of_sequence(self.model))
 
     @out_of_memory_recognized()
     def evaluate(self) -> dict[str, float]:
         """The validation metrics as the model stands, by microbatches: what memory is short for is short here too."""
         return evaluate(
             self.model,
-            _in_parts(self.val_batches, self.step.micro_batch_size or self.config.batch_size),
+            self.val_batches,
             self.precision,
             bytes_per_token=self.val_bytes_per_token,
             forward=self.forward,
+            micro_batch_size=self.step.micro_batch_size,
         )
 
     @property
@@ -121,7 +125,9 @@ class Session:
             lr=self.config.lr,
             total_steps=self.total_steps,
             step=self.step,
-            batches=self.batches,
+            batches=Prefetched(
+                self.batches, num_steps=self.total_steps, pin_memory=self.precision.device.type == "cuda"
+            ),
             evaluate=self.evaluate,
             capture=lambda state: capture(
                 self.model, self.step.optimizers, self.step.scaler, {"progress": state, **self._circumstances()}
@@ -158,6 +164,8 @@ class Session:
 def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together, or into memory."""
     batches = train_batches(config, data)
+    if batches.note:
+        log.info(batches.note)
     total_steps = count_steps(config, batches)
     warmup_length(config.schedule, total_steps)  # refused here if it is too long
     torch.manual_seed(config.seed)
@@ -168,7 +176,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         raise HardwareError(
             f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
         ) from error
-    forward: Callable[[Tensor], Tensor] = torch.compile(model) if config.trainer.compile else model
+    forward: Callable[..., Tensor] = torch.compile(model) if config.trainer.compile else model
     step = TrainingStep(
         model,
         build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
@@ -217,34 +225,51 @@ def _choose_precision(config: ExperimentConfig, model: Decoder, device: torch.de
 
 
 def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
-    """What the steps of a run train on. Raises DataError if the text is shorter than a sequence."""
+    """What the steps of a run train on. Raises DataError if the text is too short for a sequence."""
 
     def ramp(initial: int, steps: int | None) -> Ramp | None:
         return None if steps is None else Ramp(initial=initial, steps=steps)
 
-    trainer = config.trainer
-    return TrainBatches(
-        data.documents("train")[0].tokens,
+    sources, trainer = _sources(data, "train"), config.trainer
+    if config.data.batches == "padded":
+        return PaddedBatches(
+            DocumentRows(sources, seq_len=config.data.seq_len, split="training"),
+            [source.weight for source in sources],
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+    return PackedBatches(
+        sources,
         seq_len=config.data.seq_len,
         batch_size=config.batch_size,
         seed=config.seed,
+        separate_documents=config.data.batches == "packed_documents",
         batch_size_ramp=ramp(trainer.initial_batch_size, trainer.batch_size_warmup_steps),
         seq_len_ramp=ramp(trainer.initial_seq_len, trainer.seq_len_warmup_steps),
     )
 
 
 def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
-    seq_len, batches = config.data.seq_len, config.trainer.eval_batches
-    end = None if batches is None else batches * EVAL_BATCH_SEQUENCES * seq_len + 1
-    return EvalBatches(data.documents("val")[0].tokens[:end], seq_len=seq_len, batch_size=config.batch_size)
+    sources, seq_len, size = _sources(data, "val"), config.data.seq_len, config.batch_size
+    batches = config.trainer.eval_batches
+    at_most = None if batches is None else batches * EVAL_BATCH_SEQUENCES
+    if config.data.batches == "padded":
+        rows = DocumentRows(sources, seq_len=seq_len, split="validation")
+        return PaddedEvalBatches(rows, batch_size=size, max_sequences=at_most)
+    separate = config.data.batches == "packed_documents"
+    return PackedEvalBatches(
+        sources, seq_len=seq_len, batch_size=size, max_sequences=at_most, separate_documents=separate
+    )
 
 
-def _in_parts(batches: EvalBatches, size: int) -> Iterator[Batch]:
-    """The same sequences, at most `size` at a time."""
-    for batch in batches:
-        parts = zip(torch.split(batch.inputs, size), torch.split(batch.targets, size), strict=True)
-        for inputs_BT, targets_BT in parts:
-            yield Batch(inputs_BT, targets_BT, num_targets=int((targets_BT != IGNORED).sum()))
+def _sources(data: PreparedData, split: SplitName) -> list[Source]:
+    """Named if there are several."""
+    several = len(data.sources) > 1
+    return [
+        Source(source.splits[split].documents, source.weight, source.name if several else "")
+        for source in data.sources
+        if split in source.splits
+    ]
 
 
 def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:
@@ -253,9 +278,9 @@ def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:
     if trainer.max_steps is not None:
         return trainer.max_steps
     if trainer.max_epochs is not None:
-        return batches.steps_for(sequences=math.ceil(trainer.max_epochs * batches.num_windows))
+        return batches.steps_for(sequences=math.ceil(trainer.max_epochs * batches.epoch_size))
     assert trainer.max_tokens is not None
-    return batches.steps_for(sequences=-(-trainer.max_tokens // config.data.seq_len))
+    return batches.steps_for(sequences=math.ceil(trainer.max_tokens / batches.mean_targets))
 
 
 def _start_from(model: Decoder, source: RunDir, data: PreparedData) -> None:

@@ -39,6 +39,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "full": ("trainer.activation_checkpointing=full",),
     "accumulation": ("trainer.micro_batch_size=3",),
     "bf16": ("precision=bf16",),
+    "documents apart": ("data.batches=packed_documents", "data.document=line", "model.position=learned"),
+    "padded": ("data.batches=padded", "data.document=line", "data.seq_len=24", "trainer.micro_batch_size=3"),
     "losses": ("trainer.label_smoothing=0.1", "trainer.z_loss=1e-3", "model.position=learned"),
 }
 

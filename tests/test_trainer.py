@@ -43,6 +43,8 @@ class Script:
         self.loss_of: Callable[[int], float] = lambda step: 1.0
         self.states: list[dict[str, Any]] = []
         self.tokens_a_step = TOKENS
+        self.without_targets: set[int] = set()
+        self.closed = False
         self._val_losses = iter(val_losses)
         config = TrainerConfig(**({"max_steps": total_steps, "eval_every": 2, "log_every": 1} | settings))
         self.trainer = Trainer(
@@ -63,7 +65,10 @@ class Script:
     def __getitem__(self, step: int) -> Batch:
         self.steps_made.append(step)
         tokens = torch.zeros(2, 3, dtype=torch.int64)
-        return Batch(tokens, tokens, self.tokens_a_step)
+        return Batch(tokens, tokens, 0 if step in self.without_targets else self.tokens_a_step)
+
+    def close(self) -> None:
+        self.closed = True
 
     def _step(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         step = self.steps_made[-1]
@@ -117,6 +122,29 @@ def test_the_logged_loss_is_the_mean_since_the_latest_record() -> None:
     script.bad_steps = {4}  # a dropped step has no loss to count
     script.fit()
     assert [r["train/loss"] for r in script.records if "train/loss" in r] == [1.0, 4.0, 6.0]
+
+
+def test_a_step_without_targets_has_no_loss_to_count() -> None:
+    script = Script([1.0], total_steps=3, eval_every=100, log_every=3)
+    script.loss_of = lambda step: float(step)
+    script.without_targets = {1}
+    script.fit()
+    assert [r["train/loss"] for r in script.records if "train/loss" in r] == [1.0]
+    assert script.trainer.progress.tokens == 2 * TOKENS
+
+
+def test_batches_are_closed_however_the_run_ends() -> None:
+    completed, broken = Script([1.0] * 5), Script([1.0] * 5)
+    completed.fit()
+
+    def fail(step: int) -> None:
+        raise OSError("made up")
+
+    broken.on_step = fail
+    with pytest.raises(OSError, match="made up"):
+        broken.fit()
+    assert completed.closed
+    assert broken.closed
 
 
 def test_the_mean_goes_on_over_a_checkpoint() -> None:

@@ -9,6 +9,7 @@ The text is that of the run folder RUN, or of the settings as for training.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from lmtrain.commands import CommandParser, run_verb
 from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.cache import cache_folder, list_entries, remove_entry, remove_fingerprints
-from lmtrain.data.documents import Documents, Piece
+from lmtrain.data.documents import Documents, Piece, TokenArray
 from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
 from lmtrain.errors import ConfigError
@@ -64,7 +65,7 @@ def inspect(arguments: list[str]) -> None:
     if run is not None:
         _warn_of_other_text(RunDir(run), data)
     if options.step is not None:
-        _show_step(config, data, documents, options.step, options.full)
+        _show_step(config, data, options.step, options.full)
     else:
         _show_counts(data)
         _show_lengths(documents.lengths)
@@ -132,24 +133,31 @@ def _show_samples(data: PreparedData, documents: Documents, number: int, seed: i
         _print_pieces([document], data, len(documents), full)
 
 
-def _show_step(config: ExperimentConfig, data: PreparedData, documents: Documents, step: int, full: bool) -> None:
+def _show_step(config: ExperimentConfig, data: PreparedData, step: int, full: bool) -> None:
     from lmtrain.session import count_steps, train_batches  # not at the top: torch
 
     batches = train_batches(config, data)
     num_steps = count_steps(config, batches)
     if not 1 <= step <= num_steps:
         raise ConfigError(f"--step must be one of the run's steps, 1 to {num_steps}, got {step}")
-    sequences, positions = batches.sequences(step - 1), batches.positions(step - 1)
-    shape = f"{_count(len(positions), 'row')} of {_count(positions.shape[1] - 1, 'token')}"
-    numbers = _numbers("sequence", sequences[0], sequences[-1])
-    print(f"{data.name}: {_count(len(documents), 'training document')}, {_count(len(documents.tokens), 'token')}")
-    print(f"step {step:,} of {num_steps:,}: {shape}, {numbers}, epoch {1 + sequences[0] // batches.num_windows}")
+    rows, sequences, sources = batches.rows(step - 1), batches.sequences(step - 1), data.documents("train")
+    for source, documents in zip(data.sources, sources, strict=True):
+        print(f"{source.name}: {_count(len(documents), 'training document')}, {_count(len(documents.tokens), 'token')}")
+    if batches.note:
+        print(batches.note)
+    shortest, longest = int(rows.lengths.min()), int(rows.lengths.max())
+    shape = f"{_count(len(rows), 'row')} of {f'{shortest} to ' * (shortest < longest)}{_count(longest, 'token')}"
+    numbers = "" if config.data.batches == "padded" else f", {_numbers('sequence', sequences[0], sequences[-1])}"
+    print(f"step {step:,} of {num_steps:,}: {shape}{numbers}, epoch {1 + sequences[0] // batches.epoch_size}")
     print("Rows, sequences, documents and tokens count from 0. A text is the inputs of its row and the last target.")
-    for row, places in enumerate(positions):
-        pieces = documents.pieces(places)
+    if any(documents.counted is not None for documents in sources):
+        print("Text after > is what the model learns to say, text after | is only read.")
+    for row, (number, start, length) in enumerate(rows):
+        pieces = sources[number].pieces(np.arange(start, start + length + 1))
         different = len(np.unique(np.concatenate([piece.ids for piece in pieces])))
-        print(f"\nrow {row}: {_places(pieces)}, {different} of them different")
-        _print_pieces(pieces, data, len(documents), full)
+        name = f"{data.sources[number].name}, " if len(sources) > 1 else ""
+        print(f"\nrow {row}: {name}{_places(pieces)}, {different} of them different")
+        _print_pieces(pieces, data, len(sources[number]), full)
 
 
 def _places(pieces: list[Piece]) -> str:
@@ -164,15 +172,27 @@ def _numbers(what: str, first: int, last: int) -> str:
 
 
 def _print_pieces(pieces: list[Piece], data: PreparedData, num_documents: int, full: bool) -> None:
-    """Texts with the number of their document at the margin."""
+    """Texts with the number of their document at the margin, and what of them are targets if not everything is."""
     width = len(str(num_documents))
     for piece in pieces:
-        shown = piece.ids if full else piece.ids[:SHOWN_TOKENS]
+        num_shown = len(piece.ids) if full else SHOWN_TOKENS
         margins = _margins(str(piece.document), width)
-        for line in _printable(data.tokenizer.decode(shown.tolist())).split("\n"):
-            print(f"  {next(margins)} | {line}")
-        if len(shown) < len(piece.ids):
-            print(f"  {'':>{width}} … {_count(len(piece.ids) - len(shown), 'more token')}, shown by --full")
+        for ids, mark in _marked(piece, num_shown):
+            for line in _printable(data.tokenizer.decode(ids.tolist())).split("\n"):
+                print(f"  {next(margins)} {mark} {line}")
+        if num_shown < len(piece.ids):
+            print(f"  {'':>{width}} … {_count(len(piece.ids) - num_shown, 'more token')}, shown by --full")
+
+
+def _marked(piece: Piece, num_shown: int) -> Iterator[tuple[TokenArray, str]]:
+    """The first tokens of a piece, cut where targets begin or end, each part with its mark."""
+    if piece.counted is None:
+        yield piece.ids[:num_shown], "|"
+        return
+    counted = piece.counted[:num_shown]
+    cuts = [0, *(1 + np.flatnonzero(np.diff(counted))), len(counted)]
+    for start, stop in itertools.pairwise(cuts):
+        yield piece.ids[start:stop], ">" if counted[start] else "|"
 
 
 def _margins(number: str, width: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ class Piece:
     document: int
     start: int  # where the first of `ids` lies in the tokens
     ids: TokenArray
+    counted: NDArray[np.bool_] | None = None  # which of them are targets; None: all
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Documents:
         """Tokens of each document, its end token included."""
         return np.diff(self.ends, prepend=0)
 
+    def starts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the first token of each of these documents lies."""
+        return np.where(numbers > 0, self.ends[numbers - 1], 0)
+
     @property
     def num_targets(self) -> int:
         """Tokens that are targets."""
@@ -45,7 +50,7 @@ class Documents:
     def __getitem__(self, number: int) -> Piece:
         """A whole document."""
         start = int(self.ends[number - 1]) if number else 0
-        return Piece(number, start, self.tokens[start : self.ends[number]])
+        return self._piece(number, start, slice(start, self.ends[number]))
 
     def pieces(self, positions: NDArray[np.int64]) -> list[Piece]:
         """Cut tokens, given by their positions on the ring, where a document ends or the ring does."""
@@ -53,9 +58,12 @@ class Documents:
         numbers = np.searchsorted(self.ends, positions, side="right")
         cuts = 1 + np.flatnonzero((np.diff(numbers) != 0) | (np.diff(positions) != 1))
         return [
-            Piece(int(numbers[first]), int(part[0]), self.tokens[part])
+            self._piece(int(numbers[first]), int(part[0]), part)
             for first, part in zip([0, *cuts], np.split(positions, cuts), strict=True)
         ]
+
+    def _piece(self, number: int, start: int, where: slice | NDArray[np.int64]) -> Piece:
+        return Piece(number, start, self.tokens[where], None if self.counted is None else self.counted[where])
 
 
 def ends_found(tokens: TokenArray, end_id: int) -> NDArray[np.int64]:

@@ -46,6 +46,15 @@ def rotate(x_BTHC: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x_BTHC * cos_T1C, swapped_BTHC, sin_T1C).type_as(x_BTHC)
 
 
+def visible_within_documents(documents_BT: Tensor) -> Tensor:
+    """Which tokens each one sees, [B, T, T] bool: itself and those before it with the same number.
+
+    Rotary positions need no reset at a new document: a score depends on the distance of two tokens alone.
+    """
+    same_BTT = documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)
+    return same_BTT.tril()
+
+
 class LayerCache:
     """The keys and values one layer has computed so far, in memory that is set aside once."""
 
@@ -82,8 +91,17 @@ class CausalSelfAttention(nn.Module):
         self.qkv = Linear(config.d_model, (config.num_heads + 2 * config.kv_heads) * config.head_dim)
         self.output = Linear(config.d_model, config.d_model)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None) -> Tensor:
-        """[B, T, D] → [B, T, D]; with a cache, x holds the new tokens: all of an empty cache's, or one."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+        visible_BTT: Tensor | None = None,
+    ) -> Tensor:
+        """[B, T, D] → [B, T, D]; with a cache, x holds the new tokens: all of an empty cache's, or one.
+
+        `visible_BTT` tells what is seen of the past, if not all of it.
+        """
         num_qk_heads = self.num_heads + self.num_kv_heads
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (num_qk_heads + self.num_kv_heads, self.head_dim))
         # Queries and keys are treated alike, so both are normalised and rotated in one go.
@@ -103,7 +121,8 @@ class CausalSelfAttention(nn.Module):
             k_BKTC,
             v_BKTC,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=q_BHTC.size(2) > 1,  # one query sees every key
+            attn_mask=None if visible_BTT is None else visible_BTT.unsqueeze(1),
+            is_causal=visible_BTT is None and q_BHTC.size(2) > 1,  # one query sees every key
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
         output_BTD: Tensor = self.output(attended_BHTC.transpose(1, 2).flatten(2))

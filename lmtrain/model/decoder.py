@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.config.schema import DecoderConfig, ModelConfig
-from lmtrain.model.attention import CausalSelfAttention, LayerCache, RotaryTable, Rotation
+from lmtrain.model.attention import (
+    CausalSelfAttention,
+    LayerCache,
+    RotaryTable,
+    Rotation,
+    visible_within_documents,
+)
 from lmtrain.model.initialization import initialize
 from lmtrain.model.layers import Embedding, FeedForward, Linear, build_norm
 
@@ -26,8 +32,14 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None = None, cache: LayerCache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache))
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
+        visible_BTT: Tensor | None = None,
+    ) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rotation, cache, visible_BTT))
         x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
         return x_BTD
 
@@ -53,21 +65,28 @@ class Decoder(nn.Module):
         self.norm = build_norm(config)
         self.head = None if config.tie_embeddings else Linear(config.d_model, vocab_size)
 
-    def forward(self, tokens_BT: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, cache: list[LayerCache] | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
         """Tokens [B, T] int64, T at most seq_len, to logits [B, T, V].
 
         With a cache from `new_cache`, tokens_BT continues what the cache holds: the whole beginning in the
-        first call, one token in each later one.
+        first call, one token in each later one. `documents_BT` numbers the documents of each row, growing from left
+        to right: each gets the logits it gets alone.
         """
+        assert cache is None or documents_BT is None, "a cache is of one document"
         start, length = cache[0].length if cache else 0, tokens_BT.size(1)
         assert start + length <= self.seq_len, f"{start + length} tokens exceed seq_len {self.seq_len}"
+        visible_BTT = None if documents_BT is None else visible_within_documents(documents_BT)
         x_BTD = self.embedding(tokens_BT)
-        if self.position is not None:
+        if self.position is not None and visible_BTT is not None:
+            x_BTD = x_BTD + self.position(visible_BTT.sum(dim=2) - 1)  # so many tokens of its document precede
+        elif self.position is not None:
             x_BTD = x_BTD + self.position.weight[start : start + length]
         rotation = self.rotary(start, length) if self.rotary is not None else None
         x_BTD = self.dropout(x_BTD)
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rotation, cache[i] if cache else None)
+            x_BTD = block(x_BTD, rotation, cache[i] if cache else None, visible_BTT)
         head_VD = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.norm(x_BTD), head_VD)
 

@@ -20,11 +20,13 @@ def evaluate(
     precision: Precision,
     *,
     bytes_per_token: float,
-    forward: Callable[[Tensor], Tensor] | None = None,
+    forward: Callable[..., Tensor] | None = None,
+    micro_batch_size: int | None = None,
 ) -> dict[str, float]:
     """`val/loss` (nats a token), `val/perplexity` and `val/bits_per_byte` over all batches, without dropout.
 
-    `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers.
+    `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers. At most
+    `micro_batch_size` sequences go through the model at a time; None: a whole batch.
     """
     logits_of = model if forward is None else forward  # a compiled model has no truth value
     was_training = model.training
@@ -32,10 +34,11 @@ def evaluate(
     total = torch.zeros((), dtype=torch.float64)
     num_targets = 0
     for batch in batches:
-        inputs_BT = batch.inputs.to(precision.device, non_blocking=True)
-        with precision.autocast():
-            loss = sum_loss(logits_of(inputs_BT), batch.targets.to(precision.device, non_blocking=True))
-        total += loss.cpu().double()
+        for part in batch.split(micro_batch_size or batch.num_sequences):
+            part = part.to(precision.device)
+            with precision.autocast():
+                loss = sum_loss(logits_of(part.inputs, **part.context), part.targets)
+            total += loss.cpu().double()
         num_targets += batch.num_targets
     model.train(was_training)
     mean = (total / num_targets).item()

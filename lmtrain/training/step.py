@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -70,7 +70,7 @@ class TrainingStep:
         grad_clip: float | None,
         micro_batch_size: int | None,
         loss: TrainingLoss = PLAIN,
-        forward: Callable[[Tensor], Tensor] | None = None,
+        forward: Callable[..., Tensor] | None = None,
     ) -> None:
         """`micro_batch_size` None: the whole batch, or what `find_micro_batch_size` finds, until memory runs out.
 
@@ -123,7 +123,7 @@ class TrainingStep:
         """
         if self.micro_batch_size is not None:
             return
-        size = len(largest.inputs)
+        size = largest.num_sequences
         if room is None or size * bound + self._beside_sequences > room / 2:
             rewind = remember_random_state(self.precision.device)
             try:
@@ -143,17 +143,17 @@ class TrainingStep:
 
     def _likely_to_fit(self, batch: Batch, room: float) -> int:
         """The largest microbatch that should fit into `room` bytes, by what one and two sequences take."""
-        size, one = len(batch.inputs), self._measure(batch, 1)
+        size, one = batch.num_sequences, self._measure(batch, 1)
         growth = self._measure(batch, 2) - one  # without the gradients of the weights, which do not grow
         while size > 1 and one + (size - 1) * growth + self._beside_sequences > room:
             size = half(size)
-        if size < len(batch.inputs):
+        if size < batch.num_sequences:
             log.info("microbatch %d: the whole batch would not fit into %.2f GiB of memory", size, room / 2**30)
         return size
 
     def _measure(self, batch: Batch, size: int) -> int:
         """Bytes that the first `size` sequences take at the most, gradients of the weights included."""
-        few = replace(batch, inputs=batch.inputs[:size], targets=batch.targets[:size])
+        few = next(batch.split(size))
         with PeakMemory(self.parameters) as memory:
             self._backward(few, size, self.model)
         self._drop_gradients()
@@ -166,8 +166,7 @@ class TrainingStep:
         """
         rewind = remember_random_state(self.precision.device)
         while True:
-            num_sequences = len(batch.inputs) // batch.rows_per_sequence
-            size = min(self.micro_batch_size or num_sequences, num_sequences)
+            size = min(self.micro_batch_size or batch.num_sequences, batch.num_sequences)
             try:
                 return self._backward(batch, size, self._forward)
             except torch.OutOfMemoryError:
@@ -181,21 +180,16 @@ class TrainingStep:
             log.warning("out of memory at microbatch %d, going on with %d", size, self.micro_batch_size)
 
     @out_of_memory_recognized()
-    def _backward(self, batch: Batch, size: int, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    def _backward(self, batch: Batch, size: int, forward: Callable[..., Tensor]) -> Tensor:
         total = torch.zeros((), device=self.precision.device)
-        for inputs_BT, targets_BT in self._microbatches(batch, size):
+        num_targets = max(1, batch.num_targets)  # of a batch without targets the loss is 0, and so is the gradient
+        for part in batch.split(size):
+            part = part.to(self.precision.device)
             with self.precision.autocast():
-                objective, cross_entropy = self._loss(forward(inputs_BT), targets_BT)
-            self.scaler.scale(objective / batch.num_targets).backward()  # type: ignore[no-untyped-call]
-            total += cross_entropy / batch.num_targets
+                objective, cross_entropy = self._loss(forward(part.inputs, **part.context), part.targets)
+            self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
+            total += cross_entropy / num_targets
         return total
-
-    def _microbatches(self, batch: Batch, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        device, rows = self.precision.device, size * batch.rows_per_sequence
-        for inputs_BT, targets_BT in zip(
-            torch.split(batch.inputs, rows), torch.split(batch.targets, rows), strict=True
-        ):
-            yield inputs_BT.to(device, non_blocking=True), targets_BT.to(device, non_blocking=True)
 
     def _drop_gradients(self) -> None:
         for optimizer in self.optimizers:

@@ -40,6 +40,9 @@ class Batches(Protocol):
 
     def __getitem__(self, step: int) -> Batch: ...
 
+    def close(self) -> None:
+        """No more are asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -150,6 +153,7 @@ class Trainer:
             )
             return "out_of_memory"
         finally:
+            self.batches.close()
             self.checkpoints.wait()
 
     def _loop(self, stop: StopRequest) -> str:
@@ -210,7 +214,7 @@ class Trainer:
         observer = self.diagnostics if self._diagnosing(step + 1) else None
         outcome = self.step(batch, self._lr(step), observer)
         dropped = 0 if outcome.applied or outcome.overflow else 1
-        if outcome.applied:
+        if outcome.applied and batch.num_targets:
             self._loss_sum = outcome.loss + self._loss_sum.to(outcome.loss.device)
             self._loss_steps += 1
         self.progress = replace(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.attention import CausalSelfAttention, LayerCache, RotaryTable, rotate
+from lmtrain.model.attention import CausalSelfAttention, LayerCache, RotaryTable, rotate, visible_within_documents
 
 SEQ_LEN = 16
 
@@ -97,3 +97,24 @@ def test_a_filled_cache_refuses_several_tokens() -> None:
     layer(torch.randn(1, 3, 32), None, cache)
     with pytest.raises(AssertionError, match="one token"):
         layer(torch.randn(1, 2, 32), None, cache)
+
+
+def test_what_is_visible_within_documents_by_hand() -> None:
+    visible = visible_within_documents(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]])).int()
+    assert visible[0].tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 1],
+    ]
+    assert torch.equal(visible[1], torch.ones(5, 5).tril().int())
+
+
+@pytest.mark.parametrize("num_kv_heads", [None, 1])
+def test_one_document_sees_all_of_its_past(num_kv_heads: int | None) -> None:
+    torch.manual_seed(0)
+    layer = attention(num_kv_heads, qk_norm=True)
+    x_BTD = torch.randn(2, SEQ_LEN, 32)
+    visible = visible_within_documents(torch.zeros(2, SEQ_LEN, dtype=torch.int64))
+    torch.testing.assert_close(layer(x_BTD, visible_BTT=visible), layer(x_BTD), atol=1e-5, rtol=1e-5)

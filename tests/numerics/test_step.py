@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lmtrain.config.schema import AdamWConfig
-from lmtrain.data.batches import IGNORED, Batch
+from lmtrain.config.schema import AdamWConfig, DecoderConfig
+from lmtrain.data.batches import IGNORED, Batch, Source
+from lmtrain.data.documents import Documents
+from lmtrain.data.padded import DocumentRows, PaddedEvalBatches
+from lmtrain.model.decoder import build_model
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss, sum_loss
 from lmtrain.training.memory import PeakMemory
@@ -81,6 +87,80 @@ def test_a_microbatch_counts_sequences_not_their_pieces(micro_batch_size: int | 
     outcome = build(model, forward=forward, micro_batch_size=micro_batch_size)(pieces, 0.01)
     assert rows == expected
     assert outcome.loss.item() == pytest.approx(build(small_model())(batch, 0.01).loss.item(), rel=1e-6)
+
+
+class SeesDocuments(nn.Module):
+    """A model that needs to know the documents: each token sees the mean of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = small_model()
+
+    def forward(self, tokens_BT: torch.Tensor, documents_BT: torch.Tensor) -> torch.Tensor:
+        seen_BTT = (documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)).float()
+        embedded = self.layers[0](tokens_BT)
+        logits: torch.Tensor = self.layers[1:](seen_BTT @ embedded / seen_BTT.sum(dim=2, keepdim=True))
+        return logits
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+def test_what_belongs_to_a_batch_goes_to_the_model_in_the_same_parts(micro_batch_size: int) -> None:
+    documents = torch.tensor([[0, 0, 1, 1, 2], [0, 0, 0, 0, 0], [0, 1, 2, 3, 4]] * 2)
+    batch = replace(uneven_batch(), documents=documents)
+    whole, parts = SeesDocuments(), SeesDocuments()
+    a = build(whole)(batch, 0.01)  # type: ignore[arg-type]
+    b = build(parts, micro_batch_size=micro_batch_size)(batch, 0.01)  # type: ignore[arg-type]
+    assert b.loss.item() == pytest.approx(a.loss.item(), rel=1e-6)
+    assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=1e-5)
+    metrics = [
+        evaluate(whole, [batch], FP32, bytes_per_token=1.0, micro_batch_size=size) for size in (None, micro_batch_size)
+    ]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3])
+def test_rows_filled_up_count_nothing_in_any_microbatch(micro_batch_size: int) -> None:
+    """Whole documents of a padded batch: the step of its microbatches is that of the documents one by one."""
+    lengths = [2, 9, 4, 30]
+    source = Source(Documents(np.arange(sum(lengths)) % VOCABULARY, np.cumsum(lengths)))
+    (batch,) = PaddedEvalBatches(DocumentRows([source], seq_len=20, split="training"), batch_size=4)
+    assert batch.num_targets == 1 + 8 + 3 + 20
+    whole, parts, reference = (decoder() for _ in range(3))
+    a, b = build(whole)(batch, 0.01), build(parts, micro_batch_size=micro_batch_size)(batch, 0.01)  # type: ignore[arg-type]
+    alone = [
+        sum_loss(reference(inputs[counted].unsqueeze(0)), targets[counted])
+        for inputs, targets in zip(batch.inputs, batch.targets, strict=True)
+        for counted in [targets != IGNORED]
+    ]
+    loss = torch.stack(alone).sum() / batch.num_targets
+    loss.backward()
+    norm = nn.utils.get_total_norm([p.grad for p in reference.parameters() if p.grad is not None])
+    for outcome in (a, b):
+        assert outcome.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        assert outcome.grad_norm.item() == pytest.approx(norm.item(), rel=1e-4)
+
+
+def decoder() -> nn.Module:
+    torch.manual_seed(3)
+    config = DecoderConfig(d_model=16, num_layers=2, num_heads=2)
+    return build_model(config, vocab_size=VOCABULARY, seq_len=20, dropout=0.0)
+
+
+def test_a_batch_without_targets_has_no_loss_and_no_gradient() -> None:
+    """Such as one of text that is only read. Weights move as by a gradient of zero."""
+    batch = uneven_batch()
+    nothing = Batch(batch.inputs, torch.full_like(batch.targets, IGNORED), 0)
+    model, reference = small_model(), small_model()
+    step, by_hand = build(model), build(reference)
+    for one in (step, by_hand):
+        one(batch, 0.01)
+    outcome = step(nothing, 0.01)
+    assert outcome.applied
+    assert (outcome.loss.item(), outcome.grad_norm.item()) == (0, 0)
+    for parameter in reference.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    by_hand.optimizers[0].step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), reference.parameters(), strict=True))
 
 
 def test_loss_is_the_mean_over_all_targets() -> None:

@@ -116,6 +116,11 @@ class ExperimentConfig:
         require(len(set(names)) == len(names), f"objective names {self.objective} twice")
 
     def _require_ramps(self) -> None:
+        for ramp in ("batch_size_warmup_steps", "seq_len_warmup_steps"):
+            require(
+                self.data.batches != "padded" or getattr(self.trainer, ramp) is None,
+                f"trainer.{ramp} is for packed sequences: set it to null with data.batches=padded",
+            )
         if self.trainer.batch_size_warmup_steps is not None:
             initial = self.trainer.initial_batch_size
             require(

@@ -1,0 +1,228 @@
+"""Padded batches: a row a document, rows of about equal length together.
+
+Owns which documents become rows and which rows a batch has. What a row holds is decided here for decoders, and in
+`sequence_to_sequence` for encoder-decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lmtrain.data.batches import Batch, Rows, Source
+from lmtrain.data.documents import Documents
+from lmtrain.data.order import SequenceOrder, key_of, proportional, shuffled
+from lmtrain.data.reading import RowReader, in_multiples, padded_width
+from lmtrain.errors import DataError
+
+CHUNK_BATCHES = 64
+"""Rows of so many consecutive batches are sorted by length."""
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Documents, by source and number. Both arrays (B,)."""
+
+    sources: Integers
+    documents: Integers
+
+    def __getitem__(self, chosen: slice | Integers) -> Chosen:
+        return Chosen(self.sources[chosen], self.documents[chosen])
+
+
+class DocumentRows:
+    """Documents as rows of a decoder: all tokens but the last are inputs, all but the first targets, if they count.
+
+    A row holds the first `seq_len` inputs. Documents without a target in their row are left out.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, seq_len: int, split: str) -> None:
+        """Raises DataError if nothing is left of a source."""
+        self.documents = [source.documents for source in sources]
+        self.seq_len = seq_len
+        self.kept: list[Integers] = []  # by source, the documents that are rows
+        self._split = split
+        self._num_cut = 0
+        self._longest = np.zeros(2, np.int64)  # inputs of a row, and tokens before its first target
+        for source in sources:
+            if not self._sort_out(source.documents):
+                text = f"{split} text of {source.name}" if source.name else f"{split} text"
+                raise DataError(
+                    f"no document of the {text} has a target within data.seq_len={seq_len} tokens; "
+                    "use a larger data.seq_len, or other documents"
+                )
+        self._reader = RowReader(self.documents)
+
+    def _sort_out(self, documents: Documents) -> int:
+        """Settle which documents of a source are rows; returns their number."""
+        first = self._first_inputs(documents, slice(None))
+        inputs, before = documents.lengths - 1 - first, first + 1
+        first_target = 1 if documents.prompts is None else np.maximum(documents.prompts, 1)
+        usable = (first >= 0) & (first_target - first <= np.minimum(inputs, self.seq_len))
+        longest = np.array([np.max(lengths, where=usable, initial=0) for lengths in (inputs, before)])
+        self.kept.append(np.flatnonzero(usable))
+        self._num_cut += int(np.count_nonzero(usable & (np.maximum(inputs, before) > self.seq_len)))
+        self._longest = np.maximum(self._longest, longest)
+        return len(self.kept[-1])
+
+    def _first_inputs(self, documents: Documents, numbers: Integers | slice) -> Integers:
+        """Which token of each document is the first that is an input and no target."""
+        return np.zeros_like(documents.ends[numbers])
+
+    def rows(self, chosen: Chosen) -> Rows:
+        """Where inputs and targets of these documents lie."""
+        starts, lengths = np.empty((2, len(chosen.documents)), np.int64)
+        for source, documents in enumerate(self.documents):
+            of_it = chosen.sources == source
+            numbers = chosen.documents[of_it]
+            starts[of_it] = documents.starts(numbers) + self._first_inputs(documents, numbers)
+            lengths[of_it] = np.minimum(documents.ends[numbers] - 1 - starts[of_it], self.seq_len)
+        return Rows(chosen.sources, starts, lengths)
+
+    def sizes(self, chosen: Chosen) -> Integers:
+        """What rows are sorted by: those of one size are equally wide in a batch."""
+        return np.asarray(in_multiples(self.rows(chosen).lengths))
+
+    def read(self, chosen: Chosen) -> Batch:
+        """The batch of these documents."""
+        rows = self.rows(chosen)
+        return self._reader.read(rows, padded_width(rows.lengths, self.seq_len))
+
+    def largest(self, batch_size: int) -> Batch:
+        """A batch of so many of the longest rows, of tokens 0."""
+        zeros_BT = torch.zeros((batch_size, padded_width(self._longest[:1], self.seq_len)), dtype=torch.int64)
+        return Batch(zeros_BT, zeros_BT, num_targets=zeros_BT.numel())
+
+    def mean_targets(self, source: int) -> Fraction:
+        """Targets that count, in the mean over the rows of a source."""
+        numbers, counted = self.kept[source], self.documents[source].counted
+        rows = self.rows(Chosen(np.full(len(numbers), source), numbers))
+        if counted is None:
+            return Fraction(int(rows.lengths.sum()), len(rows))
+        # Sums from each first target to the end of its row, and from there to the next, which are left out.
+        bounds = np.stack([rows.starts + 1, rows.starts + 1 + rows.lengths], axis=1).reshape(-1)
+        sums = np.add.reduceat(counted, bounds[bounds < len(counted)], dtype=np.int64)
+        return Fraction(int(sums[::2].sum()), len(rows))
+
+    @property
+    def note(self) -> str:
+        """How many documents are left out or cut; empty if none."""
+        number = sum(map(len, self.documents))
+        left_out = number - sum(map(len, self.kept))
+        told = []
+        if left_out:
+            told.append(f"{left_out:,} have no target within data.seq_len={self.seq_len} tokens and are left out")
+        if self._num_cut:
+            told.append(f"{self._num_cut:,} are cut to data.seq_len={self.seq_len}")
+        return f"of {number:,} {self._split} documents, {', '.join(told)}" if told else ""
+
+
+class PaddedBatches:
+    """Training batches of whole documents; a `TrainBatches`.
+
+    Each epoch of a source visits its documents in a random order. Of consecutive sequences, as many as CHUNK_BATCHES
+    batches hold, those of about equal length make a batch, and these batches come in a random order. A chunk ends where
+    an epoch does: when the steps of an epoch are made, every document was there.
+    """
+
+    def __init__(self, rows: DocumentRows, weights: Sequence[float], *, batch_size: int, seed: int) -> None:
+        self._rows = rows
+        self._order = SequenceOrder([len(kept) for kept in rows.kept], weights, seed)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._chunk = lru_cache(maxsize=1)(self._sort_chunk)  # the next step is of the same one
+
+    @property
+    def epoch_size(self) -> int:
+        """Documents of all sources that are rows."""
+        return self._order.epoch_size
+
+    @property
+    def mean_targets(self) -> Fraction:
+        """Reads which tokens count, of all documents, if not all do."""
+        return self._order.mean([self._rows.mean_targets(source) for source in range(len(self._rows.kept))])
+
+    @property
+    def largest(self) -> Batch:
+        """Of the longest documents."""
+        return self._rows.largest(self._batch_size)
+
+    @property
+    def note(self) -> str:
+        """How many documents are left out or cut."""
+        return self._rows.note
+
+    def steps_for(self, *, sequences: int) -> int:
+        """The smallest number of steps that hold so many sequences."""
+        return -(-sequences // self._batch_size)
+
+    def sequences(self, step: int) -> range:
+        """Numbers that are a step's share; which of its chunk's documents it holds goes by their lengths."""
+        if step < 0:
+            raise IndexError(f"step must not be negative, got {step}")
+        return range(step * self._batch_size, (step + 1) * self._batch_size)
+
+    def rows(self, step: int) -> Rows:
+        """Where the rows of a step lie."""
+        return self._rows.rows(self._chosen(step))
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._rows.read(self._chosen(step))
+
+    def _chosen(self, step: int) -> Chosen:
+        first, stop = self._chunk_of(self.sequences(step).start)
+        place = np.array([step - first])
+        bucket = int(shuffled(place, stop - first, key_of(self._seed, first))[0])
+        return self._chunk(first, stop)[bucket * self._batch_size : (bucket + 1) * self._batch_size]
+
+    def _chunk_of(self, sequence: int) -> tuple[int, int]:
+        """The first step of a chunk and the one after its last.
+
+        An epoch has the steps from the first that begins in it to the last that does.
+        """
+        epoch, size = sequence // self.epoch_size, self._batch_size
+        of_epoch = [self.steps_for(sequences=number * self.epoch_size) for number in (epoch, epoch + 1)]
+        chunk = (sequence // size - of_epoch[0]) // CHUNK_BATCHES
+        first = of_epoch[0] + chunk * CHUNK_BATCHES
+        return first, min(first + CHUNK_BATCHES, of_epoch[1])
+
+    def _sort_chunk(self, first: int, stop: int) -> Chosen:
+        """The documents of these steps from short to long; the order of equally long ones is random already."""
+        items = self._order.locate(range(first * self._batch_size, stop * self._batch_size))
+        documents = np.empty_like(items.numbers)
+        for source, kept in enumerate(self._rows.kept):
+            of_it = items.sources == source
+            documents[of_it] = kept[items.numbers[of_it]]
+        chosen = Chosen(items.sources, documents)
+        return chosen[np.argsort(self._rows.sizes(chosen), kind="stable")]
+
+
+class PaddedEvalBatches:
+    """Every document once, from short to long; the last batch may have fewer rows."""
+
+    def __init__(self, rows: DocumentRows, *, batch_size: int, max_sequences: int | None = None) -> None:
+        """Of more than `max_sequences` documents the first so many, of each source in proportion to its own."""
+        sizes = [len(kept) for kept in rows.kept]
+        counts = sizes if max_sequences is None else proportional(sizes, max_sequences)
+        chosen = Chosen(
+            np.repeat(np.arange(len(counts)), counts),
+            np.concatenate([kept[:count] for kept, count in zip(rows.kept, counts, strict=True)]),
+        )
+        self._chosen = chosen[np.argsort(rows.sizes(chosen), kind="stable")]
+        self._rows = rows
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._chosen.documents) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self._chosen.documents), self._batch_size):
+            yield self._rows.read(self._chosen[first : first + self._batch_size])

@@ -7,16 +7,20 @@ Here in one process, for every optimizer, schedule and trick that keeps somethin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import TINY
 
 from lmtrain.config.compose import compose_config, group_options
 from lmtrain.config.schema import ExperimentConfig
+from lmtrain.data.documents import Documents
 from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData
 from lmtrain.run_dir import RunDir
 from lmtrain.session import Session, build_session
 from lmtrain.training.interrupt import StopRequest
@@ -41,6 +45,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "bf16": ("precision=bf16",),
     "documents apart": ("data.batches=packed_documents", "data.document=line", "model.position=learned"),
     "padded": ("data.batches=padded", "data.document=line", "data.seq_len=24", "trainer.micro_batch_size=3"),
+    "a mixture": ("data.document=line", "trainer.batch_size_warmup_steps=10"),
+    "a padded mixture": ("data.document=line", "data.batches=padded", "data.seq_len=24"),
     "losses": ("trainer.label_smoothing=0.1", "trainer.z_loss=1e-3", "model.position=learned"),
 }
 
@@ -52,9 +58,10 @@ class DiedError(Exception):
 class Attempt:
     """One attempt at a run, as the program makes it, without the program."""
 
-    def __init__(self, folder: Path, config: ExperimentConfig) -> None:
+    def __init__(self, folder: Path, config: ExperimentConfig, *, mixed: bool = False) -> None:
         self.run = RunDir(folder)
-        self.session: Session = build_session(config, prepare(config.data, config.tokenizer), torch.device("cpu"))
+        data = prepare(config.data, config.tokenizer)
+        self.session: Session = build_session(config, mixture_with(data) if mixed else data, torch.device("cpu"))
         resuming = self.run.checkpoints.exists()
         self.begun_at = self.session.restore(self.run.checkpoints) if resuming else Progress()
         self.records: dict[tuple[float, ...], dict[str, float]] = {}
@@ -83,6 +90,19 @@ class Attempt:
         yield "random", torch.get_rng_state()
 
 
+def mixture_with(data: PreparedData) -> PreparedData:
+    """These data and, twice as often, some of them whose spaces alone are targets."""
+    (source,) = data.sources
+    splits = {}
+    for name, split in source.splits.items():
+        ends = split.documents.ends[:20]
+        tokens = split.documents.tokens[: ends[-1]]
+        spaces = tokens == data.tokenizer.encode(" ")[0]
+        prompts = np.array([int(np.argmax(part)) for part in np.split(spaces, ends[:-1])])
+        splits[name] = replace(split, documents=Documents(tokens, ends, spaces, prompts))
+    return replace(data, sources=(source, replace(source, splits=splits, weight=2.0)))
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -95,15 +115,16 @@ def settings(variant: str, corpus: Path) -> ExperimentConfig:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_goes_on_to_the_bit(tmp_path: Path, corpus: Path, variant: str) -> None:
     config = settings(variant, corpus)
-    whole = Attempt(tmp_path / "whole", config)
+    mixed = "mixture" in variant
+    whole = Attempt(tmp_path / "whole", config, mixed=mixed)
     status = whole.fit()
     expected = {name: value.clone() for name, value in whole.state()}
 
-    first = Attempt(tmp_path / "broken", config)
+    first = Attempt(tmp_path / "broken", config, mixed=mixed)
     with pytest.raises(DiedError):
         first.fit(dies_after=7)
     torch.manual_seed(99)
-    second = Attempt(tmp_path / "broken", config)
+    second = Attempt(tmp_path / "broken", config, mixed=mixed)
     assert second.begun_at.step == 6
     assert second.fit() == status
     kept: dict[Any, Any] = {key: record for key, record in first.records.items() if key[0] <= 6}

@@ -91,8 +91,8 @@ def test_documents_without_a_target_in_their_row_are_left_out_and_told() -> None
     # The second has no target, the fourth none within eight tokens of the first, the last no token but one.
     assert [kept.tolist() for kept in rows.kept] == [[0, 2, 4]]
     assert rows.note == (
-        "of 6 training documents, 3 have no target within data.seq_len=8 tokens and are left out, "
-        "1 are cut to data.seq_len=8"
+        "of 6 training documents, left out as they have no target within data.seq_len=8 tokens: 3; "
+        "cut to data.seq_len=8: 1"
     )
     assert train_batches(source([5, 6])).note == ""
     with pytest.raises(DataError, match=r"no document of the training text has a target within data\.seq_len=8"):

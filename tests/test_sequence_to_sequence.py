@@ -58,7 +58,7 @@ def test_both_sides_are_cut() -> None:
     assert batch.inputs.tolist() == [[END, 20, 21, 22], [END, 8, 0, 0]]
     assert batch.targets.tolist() == [[20, 21, 22, 23], [8, END, IGNORED, IGNORED]]
     assert batch.context["sources_BS"].tolist() == [[10, 11, 12, 13], [7, END, 0, 0]]
-    assert made.note == "of 2 training documents, 1 are cut to data.seq_len=4"
+    assert made.note == "of 2 training documents, cut to data.seq_len=4: 1"
 
 
 def test_a_document_that_lacks_a_side_is_left_out() -> None:

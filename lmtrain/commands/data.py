@@ -150,14 +150,16 @@ def _show_step(config: ExperimentConfig, data: PreparedData, step: int, full: bo
     numbers = "" if config.data.batches == "padded" else f", {_numbers('sequence', sequences[0], sequences[-1])}"
     print(f"step {step:,} of {num_steps:,}: {shape}{numbers}, epoch {1 + sequences[0] // batches.epoch_size}")
     print("Rows, sequences, documents and tokens count from 0. A text is the inputs of its row and the last target.")
+    mark = "|"
     if any(documents.counted is not None for documents in sources):
+        mark = ">"
         print("Text after > is what the model learns to say, text after | is only read.")
     for row, (number, start, length) in enumerate(rows):
         pieces = sources[number].pieces(np.arange(start, start + length + 1))
         different = len(np.unique(np.concatenate([piece.ids for piece in pieces])))
         name = f"{data.sources[number].name}, " if len(sources) > 1 else ""
         print(f"\nrow {row}: {name}{_places(pieces)}, {different} of them different")
-        _print_pieces(pieces, data, len(sources[number]), full)
+        _print_pieces(pieces, data, len(sources[number]), full, mark)
 
 
 def _places(pieces: list[Piece]) -> str:
@@ -171,23 +173,23 @@ def _numbers(what: str, first: int, last: int) -> str:
     return f"{what} {first:,}" if first == last else f"{what}s {first:,} to {last:,}"
 
 
-def _print_pieces(pieces: list[Piece], data: PreparedData, num_documents: int, full: bool) -> None:
-    """Texts with the number of their document at the margin, and what of them are targets if not everything is."""
+def _print_pieces(pieces: list[Piece], data: PreparedData, num_documents: int, full: bool, mark: str = "|") -> None:
+    """Texts with the number of their document at the margin, and > before targets; `mark` where all tokens are."""
     width = len(str(num_documents))
     for piece in pieces:
         num_shown = len(piece.ids) if full else SHOWN_TOKENS
         margins = _margins(str(piece.document), width)
-        for ids, mark in _marked(piece, num_shown):
+        for ids, sign in _marked(piece, num_shown, mark):
             for line in _printable(data.tokenizer.decode(ids.tolist())).split("\n"):
-                print(f"  {next(margins)} {mark} {line}")
+                print(f"  {next(margins)} {sign} {line}")
         if num_shown < len(piece.ids):
             print(f"  {'':>{width}} … {_count(len(piece.ids) - num_shown, 'more token')}, shown by --full")
 
 
-def _marked(piece: Piece, num_shown: int) -> Iterator[tuple[TokenArray, str]]:
+def _marked(piece: Piece, num_shown: int, mark: str) -> Iterator[tuple[TokenArray, str]]:
     """The first tokens of a piece, cut where targets begin or end, each part with its mark."""
     if piece.counted is None:
-        yield piece.ids[:num_shown], "|"
+        yield piece.ids[:num_shown], mark
         return
     counted = piece.counted[:num_shown]
     cuts = [0, *(1 + np.flatnonzero(np.diff(counted))), len(counted)]

@@ -119,10 +119,10 @@ class DocumentRows:
         left_out = number - sum(map(len, self.kept))
         told = []
         if left_out:
-            told.append(f"{left_out:,} have no target within data.seq_len={self.seq_len} tokens and are left out")
+            told.append(f"left out as they have no target within data.seq_len={self.seq_len} tokens: {left_out:,}")
         if self._num_cut:
-            told.append(f"{self._num_cut:,} are cut to data.seq_len={self.seq_len}")
-        return f"of {number:,} {self._split} documents, {', '.join(told)}" if told else ""
+            told.append(f"cut to data.seq_len={self.seq_len}: {self._num_cut:,}")
+        return f"of {number:,} {self._split} documents, {'; '.join(told)}" if told else ""
 
 
 class PaddedBatches:

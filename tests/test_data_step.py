@@ -102,8 +102,8 @@ def test_a_padded_step_by_eye(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     )
     out = show(ALONE, KINDS["padded"], monkeypatch, capsys)
     assert "quiz: 40 training documents, 1," in out
-    assert re.search(r"^step 3 of \d+: 4 rows of \d+ tokens, epoch 1$", out, re.MULTILINE)
+    assert re.search(r"^step 3 of [\d,]+: 4 rows of \d+ tokens, epoch 1$", out, re.MULTILINE)
     assert "have no target" not in out, "there is nothing to tell"
     assert "Text after > is what the model learns to say" in out
-    assert re.search(r"^row \d: document (\d+), tokens \d+ to \d+, \d+ of them different$", out, re.MULTILINE)
+    assert re.search(r"^row \d: document (\d+), tokens [\d,]+ to [\d,]+, \d+ of them different$", out, re.MULTILINE)
     assert re.search(r"^   ?\d+ \| What is (\d+) and \1\?\n +\| \n +> It is \d+\.$", out, re.MULTILINE)

@@ -7,7 +7,6 @@ shares of a mixture and the shuffling. What an item is, a window or a document, 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,9 +26,12 @@ _Tree = int | tuple[Fraction, "_Tree", "_Tree"]  # a source, or the share of the
 
 def mix(words: Words) -> Words:
     """The output function of SplitMix64 (Steele et al., doi:10.1145/2660193.2660195): a bijection that looks random."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    words = words ^ (words >> np.uint64(30))
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
+    return words
 
 
 def key_of(*seeds: int) -> Words:
@@ -37,22 +39,22 @@ def key_of(*seeds: int) -> Words:
     return np.random.SeedSequence(seeds).generate_state(1, np.uint64).astype(np.uint64)
 
 
-def shuffled(places: Integers, size: int, keys: Words) -> Integers:
-    """Where each place of range(size) goes in the permutation of its key: one key, or one a place.
+def shuffled(places: Integers, sizes: Integers, keys: Words) -> Integers:
+    """Where each place goes in a permutation of range(size) that its key chooses. All arrays (B,).
 
     A Feistel network over pairs of a × b ≥ size (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002),
     walked on until the result is below size. As a × b < size + a, few places walk.
     """
-    a = math.isqrt(size - 1) + 1 if size > 1 else 1
-    b = -(-size // a)
-    keys = np.broadcast_to(keys, places.shape)
-    found = _network(places.astype(np.uint64), np.uint64(a), np.uint64(b), keys)
-    while (beyond := found >= np.uint64(size)).any():
-        found[beyond] = _network(found[beyond], np.uint64(a), np.uint64(b), keys[beyond])
+    a = np.sqrt(sizes - 1).astype(np.uint64) + np.uint64(1)
+    limits = sizes.astype(np.uint64)
+    b = (limits + a - np.uint64(1)) // a
+    found = _network(places.astype(np.uint64), a, b, keys)
+    while (beyond := found >= limits).any():
+        found[beyond] = _network(found[beyond], a[beyond], b[beyond], keys[beyond])
     return found.astype(np.int64)
 
 
-def _network(words: Words, a: np.uint64, b: np.uint64, keys: Words) -> Words:
+def _network(words: Words, a: Words, b: Words, keys: Words) -> Words:
     right, left = np.divmod(words, a)
     for _ in range(ROUNDS):
         keys = keys + _GOLDEN
@@ -155,11 +157,7 @@ class SequenceOrder:
         sources, counts = self.shares.turns(sequences)
         epochs, places = np.divmod(counts, self.sizes[sources])
         keys = mix(self._keys[sources] + _GOLDEN * epochs.astype(np.uint64))
-        numbers = np.empty_like(places)
-        for source in np.unique(sources):
-            of_it = sources == source
-            numbers[of_it] = shuffled(places[of_it], int(self.sizes[source]), keys[of_it])
-        return Items(sources, numbers, draws=mix(keys))
+        return Items(sources, shuffled(places, self.sizes[sources], keys), draws=mix(keys))
 
     def mean(self, by_source: Sequence[Fraction]) -> Fraction:
         """The mean over sequences of what has these means over the items of each source."""

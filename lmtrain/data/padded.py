@@ -24,6 +24,9 @@ from lmtrain.errors import DataError
 CHUNK_BATCHES = 64
 """Rows of so many consecutive batches are sorted by length."""
 
+BLOCK = 1 << 18
+"""Documents looked at together, so that what is computed of them stays in the processor's caches."""
+
 Integers = NDArray[np.int64]
 
 
@@ -48,12 +51,15 @@ class DocumentRows:
         """Raises DataError if nothing is left of a source."""
         self.documents = [source.documents for source in sources]
         self.seq_len = seq_len
-        self.kept: list[Integers] = []  # by source, the documents that are rows
+        self.num_rows = [0] * len(sources)  # by source
         self._split = split
+        self._num_inputs = [0] * len(sources)
         self._num_cut = 0
         self._longest = np.zeros(2, np.int64)  # inputs of a row, and tokens before its first target
-        for source in sources:
-            if not self._sort_out(source.documents):
+        self._rows_before: list[Integers] = []  # by source, how many come before each document that is left out
+        for number, source in enumerate(sources):
+            self._sort_out(number)
+            if not self.num_rows[number]:
                 text = f"{split} text of {source.name}" if source.name else f"{split} text"
                 raise DataError(
                     f"no document of the {text} has a target within data.seq_len={seq_len} tokens; "
@@ -61,17 +67,30 @@ class DocumentRows:
                 )
         self._reader = RowReader(self.documents)
 
-    def _sort_out(self, documents: Documents) -> int:
-        """Settle which documents of a source are rows; returns their number."""
-        first = self._first_inputs(documents, slice(None))
-        inputs, before = documents.lengths - 1 - first, first + 1
-        first_target = 1 if documents.prompts is None else np.maximum(documents.prompts, 1)
-        usable = (first >= 0) & (first_target - first <= np.minimum(inputs, self.seq_len))
-        longest = np.array([np.max(lengths, where=usable, initial=0) for lengths in (inputs, before)])
-        self.kept.append(np.flatnonzero(usable))
-        self._num_cut += int(np.count_nonzero(usable & (np.maximum(inputs, before) > self.seq_len)))
-        self._longest = np.maximum(self._longest, longest)
-        return len(self.kept[-1])
+    def _sort_out(self, source: int) -> None:
+        """Settle which documents of a source are rows."""
+        documents, left_out = self.documents[source], [np.empty(0, np.int64)]
+        for begin in range(0, len(documents), BLOCK):  # block by block, as there may be many millions
+            block = slice(begin, begin + BLOCK)
+            before_begin = documents.ends[begin - 1] if begin else 0
+            first = self._first_inputs(documents, block)
+            inputs, before = np.diff(documents.ends[block], prepend=before_begin) - 1 - first, first + 1
+            first_target = 1 if documents.prompts is None else np.maximum(documents.prompts[block], 1)
+            held = np.minimum(inputs, self.seq_len)
+            usable = (first >= 0) & (first_target - first <= held)
+            if not usable.all():
+                left_out.append(begin + np.flatnonzero(~usable))
+                inputs, before, held = inputs[usable], before[usable], held[usable]
+            self._longest = np.maximum(self._longest, [inputs.max(initial=0), before.max(initial=0)])
+            self._num_inputs[source] += int(held.sum())
+            self._num_cut += int(np.count_nonzero(np.maximum(inputs, before) > self.seq_len))
+        missing = np.concatenate(left_out)
+        self.num_rows[source] = len(documents) - len(missing)
+        self._rows_before.append(missing - np.arange(len(missing)))
+
+    def numbers(self, source: int, places: Integers) -> Integers:
+        """The documents of a source at these places, counted without those that are left out."""
+        return places + self._rows_before[source].searchsorted(places, side="right")
 
     def _first_inputs(self, documents: Documents, numbers: Integers | slice) -> Integers:
         """Which token of each document is the first that is an input and no target."""
@@ -103,20 +122,20 @@ class DocumentRows:
 
     def mean_targets(self, source: int) -> Fraction:
         """Targets that count, in the mean over the rows of a source."""
-        numbers, counted = self.kept[source], self.documents[source].counted
-        rows = self.rows(Chosen(np.full(len(numbers), source), numbers))
+        counted, num_rows = self.documents[source].counted, self.num_rows[source]
         if counted is None:
-            return Fraction(int(rows.lengths.sum()), len(rows))
+            return Fraction(self._num_inputs[source], num_rows)
+        rows = self.rows(Chosen(np.full(num_rows, source), self.numbers(source, np.arange(num_rows))))
         # Sums from each first target to the end of its row, and from there to the next, which are left out.
         bounds = np.stack([rows.starts + 1, rows.starts + 1 + rows.lengths], axis=1).reshape(-1)
         sums = np.add.reduceat(counted, bounds[bounds < len(counted)], dtype=np.int64)
-        return Fraction(int(sums[::2].sum()), len(rows))
+        return Fraction(int(sums[::2].sum()), num_rows)
 
     @property
     def note(self) -> str:
         """How many documents are left out or cut; empty if none."""
         number = sum(map(len, self.documents))
-        left_out = number - sum(map(len, self.kept))
+        left_out = number - sum(self.num_rows)
         told = []
         if left_out:
             told.append(f"left out as they have no target within data.seq_len={self.seq_len} tokens: {left_out:,}")
@@ -135,7 +154,7 @@ class PaddedBatches:
 
     def __init__(self, rows: DocumentRows, weights: Sequence[float], *, batch_size: int, seed: int) -> None:
         self._rows = rows
-        self._order = SequenceOrder([len(kept) for kept in rows.kept], weights, seed)
+        self._order = SequenceOrder(rows.num_rows, weights, seed)
         self._batch_size = batch_size
         self._seed = seed
         self._chunk = lru_cache(maxsize=1)(self._sort_chunk)  # the next step is of the same one
@@ -148,7 +167,7 @@ class PaddedBatches:
     @property
     def mean_targets(self) -> Fraction:
         """Reads which tokens count, of all documents, if not all do."""
-        return self._order.mean([self._rows.mean_targets(source) for source in range(len(self._rows.kept))])
+        return self._order.mean([self._rows.mean_targets(source) for source in range(len(self._rows.documents))])
 
     @property
     def largest(self) -> Batch:
@@ -179,9 +198,7 @@ class PaddedBatches:
 
     def _chosen(self, step: int) -> Chosen:
         first, stop = self._chunk_of(self.sequences(step).start)
-        place = np.array([step - first])
-        bucket = int(shuffled(place, stop - first, key_of(self._seed, first))[0])
-        return self._chunk(first, stop)[bucket * self._batch_size : (bucket + 1) * self._batch_size]
+        return self._chunk(first, stop)[(step - first) * self._batch_size : (step - first + 1) * self._batch_size]
 
     def _chunk_of(self, sequence: int) -> tuple[int, int]:
         """The first step of a chunk and the one after its last.
@@ -195,14 +212,18 @@ class PaddedBatches:
         return first, min(first + CHUNK_BATCHES, of_epoch[1])
 
     def _sort_chunk(self, first: int, stop: int) -> Chosen:
-        """The documents of these steps from short to long; the order of equally long ones is random already."""
+        """The documents of these steps. Which of equally long ones are together is random already."""
+        num_steps = stop - first
         items = self._order.locate(range(first * self._batch_size, stop * self._batch_size))
         documents = np.empty_like(items.numbers)
-        for source, kept in enumerate(self._rows.kept):
+        for source in range(len(self._rows.documents)):
             of_it = items.sources == source
-            documents[of_it] = kept[items.numbers[of_it]]
+            documents[of_it] = self._rows.numbers(source, items.numbers[of_it])
         chosen = Chosen(items.sources, documents)
-        return chosen[np.argsort(self._rows.sizes(chosen), kind="stable")]
+        by_length = np.argsort(self._rows.sizes(chosen), kind="stable").reshape(num_steps, self._batch_size)
+        keys = np.repeat(key_of(self._seed, first), num_steps)
+        visits = shuffled(np.arange(num_steps), np.full(num_steps, num_steps), keys)
+        return chosen[by_length[visits].reshape(-1)]
 
 
 class PaddedEvalBatches:
@@ -210,11 +231,10 @@ class PaddedEvalBatches:
 
     def __init__(self, rows: DocumentRows, *, batch_size: int, max_sequences: int | None = None) -> None:
         """Of more than `max_sequences` documents the first so many, of each source in proportion to its own."""
-        sizes = [len(kept) for kept in rows.kept]
-        counts = sizes if max_sequences is None else proportional(sizes, max_sequences)
+        counts = rows.num_rows if max_sequences is None else proportional(rows.num_rows, max_sequences)
         chosen = Chosen(
             np.repeat(np.arange(len(counts)), counts),
-            np.concatenate([kept[:count] for kept, count in zip(rows.kept, counts, strict=True)]),
+            np.concatenate([rows.numbers(source, np.arange(count)) for source, count in enumerate(counts)]),
         )
         self._chosen = chosen[np.argsort(rows.sizes(chosen), kind="stable")]
         self._rows = rows

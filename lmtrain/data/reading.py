@@ -40,9 +40,9 @@ class RowReader:
             ids = _stretch(self._tokens[source], start, length + 1)
             inputs[row, :length], targets[row, :length] = ids[:-1], ids[1:]
             if (counted := self._counted[source]) is not None:
-                left_out = ~_stretch(counted, start, length + 1)[1:]
-                targets[row, :length][left_out] = IGNORED
-                num_targets -= int(np.count_nonzero(left_out))
+                counts = _stretch(counted, start, length + 1)[1:]
+                targets[row, :length] = np.where(counts, targets[row, :length], IGNORED)
+                num_targets -= length - int(np.count_nonzero(counts))
         return Batch(
             torch.from_numpy(inputs),
             torch.from_numpy(targets),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class SplitFiles:
     def load(self, vocab_size: int, num_bytes: int) -> PreparedSplit:
         """Map the arrays into memory. Raises OSError or ValueError if one is missing or empty."""
         dtypes = {"tokens": token_dtype(vocab_size), "ends": np.int64, "counted": np.bool_, "prompts": np.int64}
-        arrays = {name: np.memmap(path, dtypes[name], "r") for name, path in self.paths.items()}
+        arrays: dict[str, Any] = {name: np.memmap(path, dtypes[name], "r") for name, path in self.paths.items()}
         return PreparedSplit(documents=Documents(**arrays), num_bytes=num_bytes)
 
 

@@ -1,45 +1,52 @@
-"""Every tokenizer gives back the text it was given; training is deterministic, quiet and explains itself."""
+"""What every tokenizer promises: exact round trips, an end, special tokens apart from text, one file."""
 
 from __future__ import annotations
 
-import random
+import string
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import (
+    foreign_huggingface,
+    foreign_sentencepiece,
+    sample_text,
+    train_bpe,
+    train_unigram,
+    written,
+)
 
-from lmtrain.config.schema import ByteConfig, CharConfig, SentencePieceBpeConfig, TokenizerConfig
-from lmtrain.data import tokenizer as tokenizer_module
+from lmtrain.config.schema import (
+    ByteConfig,
+    CharConfig,
+    HuggingFaceConfig,
+    IdsConfig,
+    SentencePieceModelConfig,
+    TokenizerConfig,
+)
 from lmtrain.data.tokenizer import (
+    PAD,
+    SPECIAL,
+    TURN_END,
+    USER,
     ByteTokenizer,
     CharTokenizer,
-    SentencePieceTokenizer,
+    IdsTokenizer,
     Tokenizer,
     load_tokenizer,
+    load_tokenizer_bytes,
     token_dtype,
+    tokenizer_file,
     train_tokenizer,
 )
 from lmtrain.errors import DataError
 
-WORDS = (
-    "the quick brown fox jumps over a lazy dog while seven wizards mix jolly potions near quiet hills".split()  # noqa: SIM905
-)
-
-
-def sample_text(num_words: int = 2_000) -> str:
-    generator = random.Random(0)
-    separators = [" "] * 12 + ["\n", "\n    ", ", ", "  ", "\n\n"]
-    return "".join(generator.choice(WORDS) + generator.choice(separators) for _ in range(num_words))
-
-
-def train_bpe(*texts: str, **overrides: object) -> Tokenizer:
-    config: dict[str, object] = {"vocab_size": 340} | overrides
-    return train_tokenizer(SentencePieceBpeConfig(**config), texts)  # type: ignore[arg-type]
-
-
-BPE = train_bpe(sample_text())
 TRICKY = [
     "",
     " ",
@@ -49,44 +56,187 @@ TRICKY = [
     "▁",
     "▁▁ ▁ a▁b ▁\n▁",
     "<s></s><unk><pad><0x0A><|endoftext|>",
+    "".join(SPECIAL) + "<|user|> <|pad|>\n<|user|",
     "\u2047 \u2585 \ufeff \u200b \u00ad \u2028 \u0085 \u3000 \ufffd",
     "e\u0301 é \ufb01 ﬀ ① ａ",
     "日本語 👩‍👩‍👧 𝔘𝔫𝔦 العربية",
     "".join(map(chr, range(1, 256))),
     "\0",
+    "a\0" + "\0" * 40,
     "0123456789 12.5e-7",
     "x" * 5_000,
+    " " * 5_000,
+    "中文没有空格" * 100,
 ]
+LETTERS = string.ascii_letters + string.digits + string.punctuation + " \n\t\r"  # what "of letters" tokenizers know
 
 
-# ------------------------------------------------------------------------------------ round trip
+def given_model(special: Sequence[str], **settings: object) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder) / "a.model", foreign_sentencepiece(**settings))
+        return train_tokenizer(SentencePieceModelConfig(path=path), [], "", special)
 
 
-@pytest.mark.parametrize("text", TRICKY)
-@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer()], ids=["sentencepiece_bpe", "byte"])
-def test_round_trip_of_tricky_text(tokenizer: Tokenizer, text: str) -> None:
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert tokenizer.end_id not in ids
+def given_huggingface(special: Sequence[str]) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder) / "tokenizer.json", foreign_huggingface())
+        return train_tokenizer(HuggingFaceConfig(path=path), [], "", special)
 
 
-@given(st.text(max_size=200))
-@settings(deadline=None)
-def test_bpe_round_trip_of_any_text(text: str) -> None:
-    assert BPE.decode(BPE.encode(text)) == text
+@dataclass(frozen=True)
+class Kind:
+    """A tokenizer to be made with some special tokens, and the characters it knows (None: all)."""
+
+    name: str
+    make: Callable[[Sequence[str]], Tokenizer]
+    characters: str | None = None
+
+    @property
+    def texts(self) -> st.SearchStrategy[str]:
+        known = st.characters(codec="utf-8") if self.characters is None else st.sampled_from(self.characters)
+        tricky = [text for text in (*TRICKY, "▁", " ", "  ", "\n", "the", " fox") if self.knows(text)]
+        return st.lists(st.text(known, max_size=20) | st.sampled_from(tricky), max_size=8).map("".join)
+
+    def knows(self, text: str) -> bool:
+        return self.characters is None or set(text) <= set(self.characters)
 
 
-@given(st.text(alphabet=st.sampled_from("▁ \n\r\ta<s>0"), max_size=60))
-@settings(deadline=None)
-def test_bpe_round_trip_of_spaces_and_marks(text: str) -> None:
-    assert BPE.decode(BPE.encode(text)) == text
+OWN_TEXT = sample_text() + LETTERS
+KINDS = [
+    Kind("bpe", lambda special: train_bpe(sample_text(), special=special)),
+    Kind(
+        "bpe of symbols", lambda s: train_bpe(OWN_TEXT, vocab_size=380, special=s, user_symbols=["<b>", "a b", "\n\n"])
+    ),
+    Kind(
+        "bpe of letters",
+        lambda special: train_bpe(OWN_TEXT, vocab_size=160, byte_fallback=False, character_coverage=1, special=special),
+        LETTERS,
+    ),
+    Kind("unigram", lambda special: train_unigram(sample_text(), special=special)),
+    Kind(
+        "unigram of letters",
+        lambda s: train_unigram(OWN_TEXT, vocab_size=130, byte_fallback=False, character_coverage=1, special=s),
+        LETTERS,
+    ),
+    Kind("given bpe", given_model),
+    Kind("given unigram", lambda special: given_model(special, model_type="unigram", add_dummy_prefix=False)),
+    Kind("huggingface", given_huggingface),
+    Kind("char", lambda s: train_tokenizer(CharConfig(), [], "".join(sorted(set(LETTERS + "é𝔘"))), s), LETTERS + "é𝔘"),
+    Kind("byte", lambda special: train_tokenizer(ByteConfig(), [], "", special)),
+]
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
 
 
-@given(st.text(max_size=200))
-def test_byte_round_trip_of_any_text(text: str) -> None:
-    tokenizer = ByteTokenizer()
-    assert tokenizer.encode(text).tolist() == list(text.encode())
+@cache
+def make(kind: Kind, special: Sequence[str] = ()) -> Tokenizer:
+    return kind.make(special)
+
+
+# -------------------------------------------------------------------------------- every tokenizer
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("special", [(), SPECIAL], ids=["plain", "special"])
+def test_round_trip_of_tricky_text(kind: Kind, special: Sequence[str]) -> None:
+    tokenizer = make(kind, special)
+    texts = [text for text in TRICKY if kind.knows(text)]
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids.tolist()) == text
+        assert not {tokenizer.end_id, *tokenizer.special.values()} & set(ids.tolist())
+        assert ids.dtype == token_dtype(tokenizer.vocab_size)
+        assert ids.tolist() == tokenizer.encode(text).tolist(), "alone as in a batch"
+    assert tokenizer.encode_batch([]) == []
+
+
+@EVERY_KIND
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_round_trip_of_any_text(kind: Kind, data: st.DataObject) -> None:
+    tokenizer = make(kind, SPECIAL)
+    text = data.draw(kind.texts)
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@EVERY_KIND
+def test_the_end_and_special_tokens_decode_to_nothing(kind: Kind) -> None:
+    tokenizer = make(kind, SPECIAL)
+    assert tuple(tokenizer.special) == SPECIAL
+    own = [tokenizer.end_id, *tokenizer.special.values()]
+    assert len(set(own)) == len(own)
+    assert all(0 <= token < tokenizer.vocab_size for token in own)
+    ids = [*own, *tokenizer.encode("ab").tolist(), *own, *tokenizer.encode("b").tolist(), tokenizer.end_id]
+    assert tokenizer.decode(ids).replace(" ", "") == "abb"
+    assert tokenizer.decode(own) == ""
+
+
+@EVERY_KIND
+def test_special_tokens_are_there_only_if_asked_for(kind: Kind) -> None:
+    plain, some = make(kind), make(kind, (TURN_END, USER))
+    assert plain.special == {}
+    assert set(some.special) == {USER, TURN_END}
+    text = "the fox" if kind.knows("the fox") else ""
+    names = "".join(SPECIAL)
+    assert some.decode(some.encode(text + names)) == text + names
+
+
+@EVERY_KIND
+def test_save_and_load(kind: Kind, tmp_path: Path) -> None:
+    tokenizer = make(kind, (PAD,))
+    tokenizer.save(tmp_path / "tokenizer.model")
+    for loaded in (load_tokenizer(tmp_path / "tokenizer.model"), load_tokenizer_bytes(tokenizer.serialize())):
+        assert type(loaded) is type(tokenizer)
+        assert loaded.name == tokenizer.name
+        assert (loaded.vocab_size, loaded.end_id) == (tokenizer.vocab_size, tokenizer.end_id)
+        assert loaded.special == tokenizer.special
+        assert loaded.fingerprint == tokenizer.fingerprint
+        assert loaded.encode("a</s>" + PAD).tolist() == tokenizer.encode("a</s>" + PAD).tolist()
+
+
+@EVERY_KIND
+def test_the_fingerprint_follows_the_vocabulary(kind: Kind) -> None:
+    prints = [kind.make(special).fingerprint for special in ((), (), (PAD,))]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@EVERY_KIND
+def test_a_lone_surrogate_is_refused(kind: Kind) -> None:
+    with pytest.raises(DataError, match=r"udc80"):
+        make(kind).encode("from a terminal that is not UTF-8: \udc80")
+
+
+def test_all_special_tokens_can_be_asked_for() -> None:
+    every = train_tokenizer(ByteConfig(special_tokens="all"), [], "", [])
+    assert every.special == {name: 257 + number for number, name in enumerate(SPECIAL)}
+    assert every.vocab_size == 263
+    assert tuple(train_bpe(sample_text(), special_tokens="all").special) == SPECIAL
+
+
+def test_what_was_stored_before_there_were_special_tokens_stays_the_same() -> None:
+    assert CharTokenizer("ab\n").serialize() == b'{"tokenizer": "char", "characters": "ab\\n"}'
+    assert ByteTokenizer().serialize() == b'{"tokenizer": "byte"}'
+    bpe = train_bpe(sample_text())
+    expected = [288, 266, 308, 312, 280, 312, 287, 2, 259, 329, 279, 229, 153, 132, 312, 52, 53, 312, 198, 172]
+    assert bpe.encode("the quick brown fox\n  jumps▁ 12 é").tolist() == expected
+    # With SentencePiece 0.2.3. Another version may write its files differently; the ids above must stay.
+    assert bpe.fingerprint == "70612674a00a9992ab550c4e3053827dc1fe22dfdf34f085a2f5c796154c676a"
+
+
+def test_token_type_follows_the_vocabulary() -> None:
+    assert [token_dtype(size) for size in (257, 65_536, 65_537)] == [np.uint16, np.uint16, np.uint32]
+    characters = "".join(chr(code) for code in range(0x20000, 0x20000 + 65_536))
+    large = CharTokenizer(characters)
+    assert large.encode(characters).dtype == np.uint32
+    assert large.decode(large.encode(characters[-3:])) == characters[-3:]
+    assert CharTokenizer(characters[:-1]).encode("𠀀").dtype == np.uint16
+
+
+# ------------------------------------------------------------------------ characters, bytes, ids
+
+
+@given(st.text(max_size=200))
+def test_byte_ids_are_utf8(text: str) -> None:
+    assert ByteTokenizer().encode(text).tolist() == list(text.encode())
 
 
 @given(st.binary(max_size=200))
@@ -98,59 +248,12 @@ def test_byte_decodes_any_bytes_and_keeps_those_that_are_text(content: bytes) ->
 
 
 @given(st.text(min_size=1, max_size=200))
-def test_char_round_trip_of_any_text(text: str) -> None:
-    tokenizer = train_tokenizer(CharConfig(), [text])
+def test_char_has_an_id_a_character(text: str) -> None:
+    tokenizer = CharTokenizer("".join(sorted(set(text))), (PAD,))
     ids = tokenizer.encode(text)
     assert len(ids) == len(text)
     assert tokenizer.decode(ids) == text
-    assert tokenizer.vocab_size == len(set(text)) + 1
-
-
-@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer(), CharTokenizer("ab")], ids=lambda t: t.name)
-def test_the_end_token_decodes_to_nothing(tokenizer: Tokenizer) -> None:
-    ids = [*tokenizer.encode("ab"), tokenizer.end_id, *tokenizer.encode("b")]
-    assert tokenizer.decode(ids) == "abb"
-    assert 0 <= tokenizer.end_id < tokenizer.vocab_size
-
-
-def test_bpe_decodes_half_a_character() -> None:
-    assert "\ufffd" in BPE.decode(BPE.encode("▁")[:2])
-
-
-def test_a_batch_is_the_texts_one_by_one() -> None:
-    texts = ["the fox", "", "▁", "a\nb▁", *TRICKY]
-    for tokenizer in (BPE, ByteTokenizer(), CharTokenizer("".join(sorted(set("".join(texts)))))):
-        batch = tokenizer.encode_batch(texts)
-        assert [ids.tolist() for ids in batch] == [tokenizer.encode(text).tolist() for text in texts]
-        assert tokenizer.encode_batch([]) == []
-
-
-@given(st.lists(st.text(alphabet="abc the\n▁", max_size=20), max_size=20))
-@settings(deadline=None)
-def test_bpe_blocks_change_no_id(lines: list[str]) -> None:
-    text = "\n".join(lines)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizer_module, "_BLOCK_CHARS", 7)
-        assert len(list(tokenizer_module._blocks(text))) >= len(text) // 100
-        in_blocks = BPE.encode(text)
-    assert in_blocks.tolist() == BPE.encode(text).tolist()
-
-
-def test_bpe_uses_what_it_learnt() -> None:
-    assert len(BPE.encode(sample_text())) < 0.6 * len(sample_text())
-
-
-# ------------------------------------------------------------------------------ types and errors
-
-
-def test_token_type_follows_the_vocabulary() -> None:
-    assert [token_dtype(size) for size in (257, 65_536, 65_537)] == [np.uint16, np.uint16, np.uint32]
-    characters = "".join(chr(code) for code in range(0x20000, 0x20000 + 65_536))
-    large = CharTokenizer(characters)
-    assert large.encode(characters).dtype == np.uint32
-    assert large.decode(large.encode(characters[-3:])) == characters[-3:]
-    assert CharTokenizer(characters[:-1]).encode("𠀀").dtype == np.uint16
-    assert BPE.encode("text").dtype == ByteTokenizer().encode("text").dtype == np.uint16
+    assert (tokenizer.vocab_size, tokenizer.end_id) == (len(set(text)) + 2, len(set(text)))
 
 
 @pytest.mark.parametrize("unknown", ["c", "A", "𝔘", "\udc80"])
@@ -159,92 +262,25 @@ def test_char_names_a_character_it_does_not_know(unknown: str) -> None:
         CharTokenizer("abd").encode(f"ab{unknown}d")
 
 
-@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer()], ids=lambda t: t.name)
-def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match=r"udc80"):
-        tokenizer.encode("from a terminal that is not UTF-8: \udc80")
-
-
-def test_a_vocabulary_the_text_does_not_allow() -> None:
-    with pytest.raises(DataError, match=r"vocab_size=5000 is larger .*use tokenizer\.vocab_size=(\d+)") as refused:
-        train_bpe(sample_text(), vocab_size=5_000)
-    largest = int(str(refused.value).rsplit("=", 1)[1])
-    assert train_bpe(sample_text(), vocab_size=largest).vocab_size == largest
-    with pytest.raises(DataError, match="larger"):
-        train_bpe(sample_text(), vocab_size=largest + 1)
-
-
-def test_a_text_too_small_for_any_bpe() -> None:
-    with pytest.raises(DataError, match="use tokenizer=byte"):
-        train_bpe("abc", vocab_size=300)
-
-
-def test_a_vocabulary_too_small_for_the_characters() -> None:
-    text = "".join(chr(0x4E00 + i % 100) + " " for i in range(1_000))
-    with pytest.raises(DataError, match=r"too small .*use tokenizer\.vocab_size=(\d+) or more") as refused:
-        train_bpe(text, vocab_size=300, character_coverage=1.0)
-    smallest = int(str(refused.value).split("vocab_size=")[2].split()[0])
-    assert train_bpe(text, vocab_size=smallest, character_coverage=1.0).vocab_size == smallest
-
-
-def test_text_that_leaves_nothing_to_train_on() -> None:
-    with pytest.raises(DataError, match="SentencePiece cannot train"):
-        train_bpe("\n\n\n")
-
-
-# ------------------------------------------------------------------------------------- training
-
-
-def test_training_is_deterministic() -> None:
-    assert train_bpe(sample_text()).fingerprint == BPE.fingerprint
-    assert train_bpe(sample_text() + "another zebra " * 50).fingerprint != BPE.fingerprint
-    config = CharConfig()
-    assert train_tokenizer(config, ["ab", "c"]).fingerprint == train_tokenizer(config, ["cab"]).fingerprint
-
-
-def test_training_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    train_bpe(sample_text())
-    with pytest.raises(DataError):
-        train_bpe("abc", vocab_size=300)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_long_lines_are_learnt_from() -> None:
-    tokenizer = train_bpe(sample_text().replace("\n", " "))
-    assert len(tokenizer.encode("quick brown wizards")) < 12
-
-
-def test_the_sample_is_bounded_and_spread_evenly() -> None:
-    documents = [f"{number:05d}\n{number:05d}" for number in range(10_000)]
-    lines = tokenizer_module._sample_lines(documents, sample_bytes=10_000)
-    assert 5_000 <= sum(map(len, lines)) <= 10_000
-    numbers = [int(line) for line in lines]
-    gaps = np.diff(numbers)
-    assert numbers[0] == 0
-    assert gaps.min() == gaps.max() == numbers[1]
-    assert numbers[-1] + gaps[0] >= 10_000
-
-
-def test_a_byte_tokenizer_reads_no_document() -> None:
-    assert train_tokenizer(ByteConfig(), (pytest.fail("read") for _ in "x")).vocab_size == 257
-
-
-def test_an_unknown_tokenizer_is_our_own_mistake() -> None:
-    with pytest.raises(TypeError, match="TokenizerConfig"):
-        train_tokenizer(TokenizerConfig(), [])
+@pytest.mark.parametrize("end_id", [None, 3])
+def test_ids_are_shown_and_nothing_is_encoded(end_id: int | None, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(IdsConfig(vocab_size=50, end_id=end_id), [], "", [PAD])
+    assert (tokenizer.end_id, tokenizer.vocab_size) == ((50, 52) if end_id is None else (3, 51))
+    assert tokenizer.special == {PAD: tokenizer.vocab_size - 1}
+    assert tokenizer.decode(np.array([7, 49, tokenizer.end_id, tokenizer.special[PAD], 0])) == "7 49 0"
+    with pytest.raises(DataError, match="knows no text"):
+        tokenizer.encode_batch(["text"])
+    tokenizer.save(tmp_path / "ids")
+    loaded = load_tokenizer(tmp_path / "ids")
+    assert isinstance(loaded, IdsTokenizer)
+    assert (loaded.end_id, loaded.vocab_size, loaded.special) == (
+        tokenizer.end_id,
+        tokenizer.vocab_size,
+        tokenizer.special,
+    )
 
 
 # ------------------------------------------------------------------------------------------ file
-
-
-@pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer(), CharTokenizer('a"𝔘\n')], ids=lambda t: t.name)
-def test_save_and_load(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    tokenizer.save(tmp_path / "tokenizer.model")
-    loaded = load_tokenizer(tmp_path / "tokenizer.model")
-    assert type(loaded) is type(tokenizer)
-    assert (loaded.vocab_size, loaded.end_id) == (tokenizer.vocab_size, tokenizer.end_id)
-    assert loaded.fingerprint == tokenizer.fingerprint
-    assert loaded.encode("a").tolist() == tokenizer.encode("a").tolist()
 
 
 @pytest.mark.parametrize(
@@ -252,17 +288,33 @@ def test_save_and_load(tmp_path: Path, tokenizer: Tokenizer) -> None:
     [
         b"",
         b"garbage",
+        b"\xff\x00",
         b"{",
         b"{}",
+        b"[]",
         b'{"tokenizer": "char", "characters": ""}',
+        b'{"tokenizer": "char", "characters": "ab", "special": ["<|nobody|>"]}',
+        b'{"tokenizer": "char", "characters": "ab", "special": 3}',
+        b'{"tokenizer": "byte", "special": [["<|user|>"]]}',
+        b'{"tokenizer": "ids", "vocab_size": 3, "end_id": 3}',
         b'{"tokenizer": 3}',
-        b"\xff\x00",
-    ]
-    + [BPE.serialize()[: len(BPE.serialize()) - cut] for cut in (1, 100, 2_000)],
+        b'{"tokenizer": "char", "chara',
+        b'{"model": 3}',
+        b'{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+    ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.model"
     path.write_bytes(content)
+    with pytest.raises(DataError, match=r"tokenizer\.model is damaged"):
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize("cut", [1, 100, 2_000])
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[7]], ids=["bpe", "huggingface"])
+def test_a_truncated_file_is_refused(kind: Kind, cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(make(kind).serialize()[:-cut])
     with pytest.raises(DataError, match=r"tokenizer\.model is damaged"):
         load_tokenizer(path)
 
@@ -272,6 +324,17 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "tokenizer.model")
 
 
-def test_damage_is_found_whichever_class_reads_it() -> None:
-    with pytest.raises(DataError, match="SentencePiece"):
-        SentencePieceTokenizer(b"garbage")
+def test_only_given_tokenizers_have_a_file(tmp_path: Path) -> None:
+    assert tokenizer_file(CharConfig()) is None
+    path = written(tmp_path / "tokenizer.json", b"{}")
+    assert tokenizer_file(HuggingFaceConfig(path=path)) == Path(path)
+    assert tokenizer_file(HuggingFaceConfig(path=str(tmp_path))) == Path(path)
+    assert tokenizer_file(SentencePieceModelConfig(path=path)) == Path(path)
+    for config in (HuggingFaceConfig(path="absent"), SentencePieceModelConfig(path=str(tmp_path))):
+        with pytest.raises(DataError, match=f"tokenizer.path={config.path}: there is no file"):
+            tokenizer_file(config)
+
+
+def test_an_unknown_tokenizer_is_our_own_mistake() -> None:
+    with pytest.raises(TypeError, match="TokenizerConfig"):
+        train_tokenizer(TokenizerConfig(), [], "", [])

@@ -25,7 +25,7 @@ from lmtrain.data.documents import Documents, ends_found
 from lmtrain.data.prepared import PreparedData, PreparedSource, PreparedSplit, SplitName
 from lmtrain.data.sources import Corpus, open_corpus
 from lmtrain.data.split import Split, split_documents
-from lmtrain.data.tokenizer import Tokenizer, load_tokenizer, token_dtype, train_tokenizer
+from lmtrain.data.tokenizer import Tokenizer, load_tokenizer, sample_for, token_dtype, train_tokenizer
 from lmtrain.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -133,8 +133,13 @@ def _build(
     split = split_documents(corpus.documents(on_short=lambda text: short.append(1)), data.split, data.val_fraction)
     # A character without an id could not be encoded, so the char tokenizer sees the validation text as well.
     seen = corpus.documents() if isinstance(config, CharConfig) else _training_text(corpus, split)
+    sample = sample_for(config)
+    if sample is not None:
+        for text in seen:
+            sample.add(text, 0)
     report("training the tokenizer")
-    tokenizer = train_tokenizer(config, seen)
+    lines = sample.lines(lambda key: True) if sample else []
+    tokenizer = train_tokenizer(config, lines, sample.characters if sample else "", [])
     counts = _write_tokens(folder, corpus, split, tokenizer, report)
     tokenizer.save(folder / "tokenizer.model")
     manifest = {

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lmtrain.config.schema.rules import REQUIRED, require, require_positive
+
+# What SentencePiece and special tokens need themselves.
+_RESERVED = re.compile(r"^(<unk>|</s>|<0x[0-9A-F]{2}>|<\|(pad|system|user|assistant|tool|turn_end)\|>)$|[\0\u2581]")
 
 
 @dataclass(kw_only=True)
@@ -39,6 +44,12 @@ class SentencePieceConfig(TokenizerConfig):
         )
         require_positive("tokenizer.", sample_bytes=self.sample_bytes)
         require(all(self.user_symbols), "tokenizer.user_symbols must not hold an empty text")
+        for symbol in self.user_symbols:
+            require(
+                not _RESERVED.search(symbol),
+                f"tokenizer.user_symbols must not hold {json.dumps(symbol, ensure_ascii=False)}: names of the "
+                "tokenizer's own tokens, U+2581 and NUL cannot be symbols",
+            )
 
 
 @dataclass(kw_only=True)
@@ -85,3 +96,7 @@ class IdsConfig(TokenizerConfig):
 
     def __post_init__(self) -> None:
         require_positive("tokenizer.", vocab_size=self.vocab_size)
+        require(
+            self.end_id is None or 0 <= self.end_id < self.vocab_size,
+            f"tokenizer.end_id must lie below tokenizer.vocab_size={self.vocab_size}, got {self.end_id}",
+        )

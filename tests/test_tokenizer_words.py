@@ -1,0 +1,156 @@
+"""Encoding word by word gives what SentencePiece gives for whole texts, whatever is remembered."""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_tokenizers import WORDS, foreign_sentencepiece, train_bpe
+
+from lmtrain.data.tokenizer import SentencePieceTokenizer, words
+from lmtrain.data.tokenizer.words import WordEncoder
+
+CHINESE = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜。，"
+CYRILLIC = "Съешь же ещё этих мягких французских булок, да выпей чаю"
+
+
+@cache
+def real_text() -> str:
+    """Python source and its licence: indentation, numbers, punctuation, prose."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("argparse.py", "this.py", "decimal.py", "keyword.py")
+    )
+
+
+@cache
+def other_scripts() -> str:
+    generator = random.Random(1)
+    chinese = "".join(generator.choice(CHINESE) for _ in range(5_000))
+    cyrillic = " ".join(generator.choice(CYRILLIC.split()) for _ in range(1_000))
+    return f"{chinese}\n{cyrillic}\n{chinese[::-1]} {cyrillic}"
+
+
+@cache
+def model(name: str) -> SentencePieceTokenizer:
+    text = real_text() + other_scripts()
+    made = {
+        "trained": lambda: train_bpe(text, vocab_size=1_500),
+        "symbols": lambda: train_bpe(text, vocab_size=1_500, user_symbols=["    ", "self.", "e t", "\n\n", "\n    "]),
+        "no bytes": lambda: train_bpe(text, vocab_size=1_500, byte_fallback=False, character_coverage=1),
+        "dummy prefix": lambda: SentencePieceTokenizer(foreign_sentencepiece()),
+        "across spaces": lambda: SentencePieceTokenizer(
+            foreign_sentencepiece(split_by_whitespace=False, split_by_unicode_script=False, split_by_number=False)
+        ),
+        "large": lambda: train_bpe(text, vocab_size=8_000),
+    }[name]()
+    assert isinstance(made, SentencePieceTokenizer)
+    return made
+
+
+MODELS = pytest.mark.parametrize("name", ["trained", "symbols", "no bytes", "dummy prefix", "across spaces", "large"])
+
+
+def by_sentencepiece(tokenizer: SentencePieceTokenizer, texts: list[str]) -> list[list[int]]:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.serialize())
+    return [processor.encode(text) for text in texts]
+
+
+def by_words(tokenizer: SentencePieceTokenizer, texts: list[str]) -> list[list[int]]:
+    return [ids.tolist() for ids in tokenizer.encode_batch(texts)]
+
+
+@MODELS
+def test_real_text(name: str) -> None:
+    texts = [real_text(), *real_text().splitlines(keepends=True)[:500]]
+    for _ in range(2):  # new, and remembered
+        assert by_words(model(name), texts) == by_sentencepiece(model(name), texts)
+
+
+@pytest.mark.parametrize("name", ["trained", "large", "dummy prefix"])
+def test_scripts_without_spaces(name: str) -> None:
+    texts = [other_scripts(), CHINESE, CYRILLIC]
+    assert by_words(model(name), texts) == by_sentencepiece(model(name), texts)
+
+
+PARTS = st.sampled_from(
+    [
+        *WORDS,
+        *CYRILLIC.split(),
+        *CHINESE,
+        " ",
+        "  ",
+        "    ",
+        "\n",
+        "\n\n",
+        "\t",
+        "\r\n",
+        "self.",
+        "e t",
+        "0",
+        "12",
+        "_",
+        "\0",
+        "👩",
+    ]
+)
+
+
+@MODELS
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_text(name: str, data: st.DataObject) -> None:
+    known = (
+        PARTS if name != "no bytes" else st.sampled_from([*CYRILLIC.split(), *CHINESE, *real_text()[:300], " ", "  "])
+    )
+    texts = data.draw(st.lists(st.lists(known, max_size=12).map("".join), max_size=6))
+    if name != "no bytes":
+        texts += data.draw(st.lists(st.text(max_size=30).map(lambda text: text.replace("▁", "")), max_size=2))
+    assert by_words(model(name), texts) == by_sentencepiece(model(name), texts)
+
+
+@pytest.fixture
+def tiny_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little that words lose their slots and are forgotten all the time."""
+    for name, value in {"_SLOTS": 16, "_MAX_WORDS": 50, "_MAX_IDS": 100, "_CHUNK": 40, "_WINDOW": 7}.items():
+        monkeypatch.setattr(words, name, value)
+
+
+@pytest.mark.usefixtures("tiny_memory")
+def test_a_full_memory_changes_nothing() -> None:
+    tokenizer = SentencePieceTokenizer(model("trained").serialize())
+    lines = [*real_text()[:20_000].splitlines(keepends=True), other_scripts(), "", "a" * 300]
+    assert by_words(tokenizer, lines) == by_sentencepiece(tokenizer, lines)
+    assert by_words(tokenizer, lines[::-1]) == by_sentencepiece(tokenizer, lines[::-1])
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "_MAX_WORDS", 1_000)
+    seen: list[bytes] = []
+
+    def encode(texts: list[bytes]) -> list[np.ndarray]:  # type: ignore[type-arg]
+        seen.extend(texts)
+        return [np.frombuffer(text, np.uint8).astype(np.uint16) for text in texts]
+
+    encoder = WordEncoder([b" a", b"ab"], encode, np.uint16)
+    texts = [b" ab", b"", b"b ab", b"ab" * 5_000]
+    for _ in range(2):
+        assert [ids.tolist() for ids in encoder.encode_batch(texts)] == [list(text) for text in texts]
+    assert len(seen) == len(set(seen)), "each word is encoded once"
+    for number in range(5_000):
+        encoder.encode_batch([f"{number:08x}".encode()])
+    assert len(encoder._known) <= 2_000
+    assert len(encoder._ids) < 100_000
+
+
+def test_texts_that_are_only_nul_differ() -> None:
+    encoder = WordEncoder([b"\0\0"], lambda texts: [np.array([len(text)], np.uint16) for text in texts], np.uint16)
+    texts = [b"\0" * length for length in range(1, 20)]
+    assert [ids.tolist() for ids in encoder.encode_batch(texts)] == [[length] for length in range(1, 20)]

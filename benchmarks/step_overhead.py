@@ -34,6 +34,7 @@ from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
 from lmtrain.hardware import choose_device, set_threads
 from lmtrain.model.decoder import build_model
+from lmtrain.run_dir import RunDir
 from lmtrain.session import build_session
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics
 from lmtrain.training.interrupt import StopRequest
@@ -174,7 +175,7 @@ class Setting:
                 metrics.append(complete)
                 line.show(complete)
 
-            trainer = self.session.trainer(self.folder / "checkpoints", record, Progress())
+            trainer = self.session.trainer(RunDir(self.folder), record, Progress())
             trainer.batches = turns
             if trainer.fit(stop) != "completed":
                 sys.exit("the run did not complete")

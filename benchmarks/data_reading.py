@@ -1,7 +1,7 @@
 """How fast batches are read from prepared tokens, how long the first one takes, and what training waits for them.
 
 Reading: `batches[step]` of 32 sequences of 1,024 tokens, in this thread, from 100 M tokens on disk in documents of 500
-tokens in the mean; tokens that are targets a second, so padding does not count. The first batch: everything from the
+tokens in the mean; inputs a second, where padding does not count. The first batch: everything from the
 open arrays on, for three sizes of a corpus; the tokens of a large one are a hole in a file, its document ends are not.
 Waiting: the default model is trained by `Trainer.fit`, which makes the next batch in a thread; its wait is the time in
 `batches[step]`, over the time of the step. The same without the thread shows what that is worth.
@@ -75,17 +75,17 @@ def batches_of(kind: str, sources: Sequence[Source], seed: int = 0) -> TrainBatc
 
 
 def reading_speeds(batches: TrainBatches, samples: int) -> tuple[list[float], float]:
-    """Million targets a second, sample by sample; and the share of padding in the batches."""
-    speeds, targets, room = [], 0, 0
+    """Million inputs a second, sample by sample; and the share of padding in the batches."""
+    speeds, tokens, room = [], 0, 0
     for sample in range(samples + 1):
-        started, read = time.perf_counter(), 0
-        for step in range(sample * TURN, (sample + 1) * TURN):
-            batch = batches[step]
-            read += batch.num_targets
-            room += batch.inputs.numel()
-        speeds.append(read / (time.perf_counter() - started) / 1e6)
-        targets += read
-    return speeds[1:], 1 - targets / room  # the first reads from the disk
+        steps = range(sample * TURN, (sample + 1) * TURN)
+        started = time.perf_counter()
+        room += sum(batches[step].inputs.numel() for step in steps)
+        seconds = time.perf_counter() - started
+        read = sum(int(batches.rows(step).lengths.sum()) for step in steps)
+        tokens += read
+        speeds.append(read / seconds / 1e6)
+    return speeds[1:], 1 - tokens / room  # the first reads from the disk
 
 
 def first_batch_seconds(kind: str, documents: Documents, tries: int) -> list[float]:
@@ -139,7 +139,7 @@ def reading_figures(folder: Path, samples: int) -> tuple[list[Figure], dict[str,
     read["padded, half of the tokens count"] = batches_of("padded", [Source(half_counted(documents))])
     figures, measured = [], {}
     for name, batches in read.items():
-        speeds, not_counted = reading_speeds(batches, samples)
+        speeds, padding = reading_speeds(batches, samples)
         measured[f"reading, {name}"] = speeds
         middle = float(np.median(speeds))
         interval = median_interval(speeds)
@@ -147,7 +147,7 @@ def reading_figures(folder: Path, samples: int) -> tuple[list[Figure], dict[str,
             Figure(name=f"reading, {name}", value=middle, unit="M tokens/s", interval=interval, at_least=MIN_SPEED)
         )
         if name == "padded":
-            figures.append(Figure(name="... padding in its batches", value=100 * not_counted, unit="%"))
+            figures.append(Figure(name="... padding in its batches", value=100 * padding, unit="%"))
     return figures, measured
 
 

@@ -1,7 +1,7 @@
-"""Causal self-attention: heads, rotary positions and the cache of keys and values.
+"""Causal self-attention: heads and rotary positions.
 
-Not here: learned positions, which are added to the embedding (`decoder.py`). In shapes B is batch, T time,
-D width, H query heads, K key and value heads, C the width of a head.
+Not here: learned positions, which are added to the embedding (`decoder.py`); the cache (`cache.py`). In shapes B is
+batch, T time, D width, H query heads, K key and value heads, C the width of a head.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.config.schema import DecoderConfig
+from lmtrain.model.cache import LayerCache
 from lmtrain.model.layers import Linear
 
-Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [T, 1, C]
+Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [T, 1, C], or [B, 1, 1, C] of one token a row
 
 
 class RotaryTable(nn.Module):
@@ -34,8 +35,10 @@ class RotaryTable(nn.Module):
         self.register_buffer("cos", torch.cat([cos, cos], dim=-1).unsqueeze(1), persistent=False)
         self.register_buffer("sin", torch.cat([-sin, sin], dim=-1).unsqueeze(1), persistent=False)
 
-    def forward(self, start: int, length: int) -> Rotation:
-        """The rotation of positions start … start + length - 1."""
+    def forward(self, start: int | Tensor, length: int) -> Rotation:
+        """The rotation of positions start … start + length - 1; of one token a row if there is a start a row."""
+        if isinstance(start, Tensor):
+            return self.cos[start].unsqueeze(1), self.sin[start].unsqueeze(1)
         return self.cos[start : start + length], self.sin[start : start + length]
 
 
@@ -53,24 +56,6 @@ def visible_within_documents(documents_BT: Tensor) -> Tensor:
     """
     same_BTT = documents_BT.unsqueeze(2) == documents_BT.unsqueeze(1)
     return same_BTT.tril()
-
-
-class LayerCache:
-    """The keys and values one layer has computed so far, in memory that is set aside once."""
-
-    def __init__(self, config: DecoderConfig, *, batch_size: int, seq_len: int, like: Tensor) -> None:
-        shape = (batch_size, config.kv_heads, seq_len, config.head_dim)
-        self.keys_BKTC = like.new_empty(shape)
-        self.values_BKTC = like.new_empty(shape)
-        self.length = 0
-
-    def append(self, keys_BKTC: Tensor, values_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens and return those of all tokens."""
-        end = self.length + keys_BKTC.size(2)
-        self.keys_BKTC[:, :, self.length : end] = keys_BKTC
-        self.values_BKTC[:, :, self.length : end] = values_BKTC
-        self.length = end
-        return self.keys_BKTC[:, :, :end], self.values_BKTC[:, :, :end]
 
 
 class CausalSelfAttention(nn.Module):
@@ -114,16 +99,20 @@ class CausalSelfAttention(nn.Module):
         v_BKTC = v_BTKC.transpose(1, 2)
 
         if cache is not None:
-            assert cache.length == 0 or x_BTD.size(1) == 1, "a filled cache takes one token at a time"
             k_BKTC, v_BKTC = cache.append(k_BKTC, v_BKTC)
+        single = q_BHTC.size(2) == 1  # one query sees every key, so those of a group go together: no key is repeated
+        if single:
+            q_BHTC = q_BHTC.reshape(q_BHTC.size(0), self.num_kv_heads, -1, self.head_dim)
         attended_BHTC = F.scaled_dot_product_attention(
             q_BHTC,
             k_BKTC,
             v_BKTC,
             dropout_p=self.dropout if self.training else 0.0,
             attn_mask=None if visible_BTT is None else visible_BTT.unsqueeze(1),
-            is_causal=visible_BTT is None and q_BHTC.size(2) > 1,  # one query sees every key
-            enable_gqa=self.num_kv_heads != self.num_heads,
+            is_causal=visible_BTT is None and not single,
+            enable_gqa=q_BHTC.size(1) != self.num_kv_heads,
         )
+        if single:
+            attended_BHTC = attended_BHTC.reshape(-1, self.num_heads, 1, self.head_dim)
         output_BTD: Tensor = self.output(attended_BHTC.transpose(1, 2).flatten(2))
         return output_BTD

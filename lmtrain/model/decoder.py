@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.config.schema import DecoderConfig, ModelConfig
-from lmtrain.model.attention import (
-    CausalSelfAttention,
-    LayerCache,
-    RotaryTable,
-    Rotation,
-    visible_within_documents,
-)
+from lmtrain.model.attention import CausalSelfAttention, RotaryTable, Rotation, visible_within_documents
+from lmtrain.model.cache import KeyValueCache, LayerCache
 from lmtrain.model.initialization import initialize
 from lmtrain.model.layers import Embedding, FeedForward, Linear, build_norm
 
@@ -66,19 +61,27 @@ class Decoder(nn.Module):
         self.head = None if config.tie_embeddings else Linear(config.d_model, vocab_size)
 
     def forward(
-        self, tokens_BT: Tensor, cache: list[LayerCache] | None = None, documents_BT: Tensor | None = None
+        self, tokens_BT: Tensor, cache: KeyValueCache | None = None, documents_BT: Tensor | None = None
     ) -> Tensor:
         """Tokens [B, T] int64, T at most seq_len, to logits [B, T, V].
 
-        With a cache from `new_cache`, tokens_BT continues what the cache holds: the whole beginning in the
-        first call, one token in each later one. `documents_BT` numbers the documents of each row, growing from left
-        to right: each gets the logits it gets alone.
+        With a cache from `new_cache`, tokens_BT continues each row that it holds, and is added to it: the whole
+        beginning in the first call, one token in each later one. `documents_BT` numbers the documents of each row,
+        growing from left to right: each gets the logits it gets alone.
         """
+        head_VD = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(self.read(tokens_BT, cache, documents_BT)), head_VD)
+
+    def read(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
+        """What `forward` computes before the last norm, [B, T, D]: all there is to do if only the cache is wanted."""
         assert cache is None or documents_BT is None, "a cache is of one document"
-        start, length = cache[0].length if cache else 0, tokens_BT.size(1)
-        assert start + length <= self.seq_len, f"{start + length} tokens exceed seq_len {self.seq_len}"
-        visible_BTT = None if documents_BT is None else visible_within_documents(documents_BT)
-        x_BTD = self.embedding(tokens_BT)
+        start, visible_BTT = (0, None) if cache is None else (cache.start, cache.visible)
+        length = tokens_BT.size(1)
+        end = length + (0 if cache is None else cache.longest)
+        assert end <= self.seq_len, f"{end} tokens exceed seq_len {self.seq_len}"
+        if documents_BT is not None:
+            visible_BTT = visible_within_documents(documents_BT)
+        x_BTD: Tensor = self.embedding(tokens_BT)
         if self.position is not None and visible_BTT is not None:
             x_BTD = x_BTD + self.position(visible_BTT.sum(dim=2) - 1)  # so many tokens of its document precede
         elif self.position is not None:
@@ -86,16 +89,16 @@ class Decoder(nn.Module):
         rotation = self.rotary(start, length) if self.rotary is not None else None
         x_BTD = self.dropout(x_BTD)
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, rotation, cache[i] if cache else None, visible_BTT)
-        head_VD = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(x_BTD), head_VD)
+            x_BTD = block(x_BTD, rotation, None if cache is None else cache.layers[i], visible_BTT)
+        if cache is not None:
+            cache.advance(length)
+        return x_BTD
 
-    def new_cache(self, batch_size: int = 1) -> list[LayerCache]:
-        """An empty cache for seq_len tokens, on the model's device and in its number format."""
-        return [
-            LayerCache(self.config, batch_size=batch_size, seq_len=self.seq_len, like=self.embedding.weight)
-            for _ in self.blocks
-        ]
+    def new_cache(self, batch_size: int = 1, capacity: int | None = None) -> KeyValueCache:
+        """An empty cache for `capacity` tokens a row (None: seq_len), on the model's device, in its number format."""
+        return KeyValueCache(
+            self.config, batch_size=batch_size, capacity=capacity or self.seq_len, like=self.embedding.weight
+        )
 
     def block_matrices(self) -> list[nn.Parameter]:
         """The weight matrices inside the blocks, in the order of the layers.

@@ -1,92 +1,158 @@
-"""Text generation, in token ids: sampling from a trained model with a cache of keys and values.
+"""Text generation, in token ids: the loop from prompts to what a model says next, with a cache of keys and values.
 
-Not here: turning text into ids and back, which is the tokenizer's.
+Not here: how a token is chosen (`sampling.py`); turning text into ids and back, which is the tokenizer's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from lmtrain.errors import UsageError
+from lmtrain.config.schema.rules import require
+from lmtrain.model.cache import KeyValueCache
 from lmtrain.model.decoder import Decoder
+from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling, choose_token
+
+OnToken = Callable[[int, int | None], bool]
+"""Told the row and each new token as it comes, then None when the row's text has ended. True ends it there."""
 
 
 def generate(
     model: Decoder,
-    prompt_ids: list[int],
+    prompt_ids: Sequence[int],
+    sampling: Sampling = DEFAULT_SAMPLING,
     *,
     max_new_tokens: int,
-    temperature: float = 0.8,
-    top_k: int | None = 50,
     seed: int = 0,
-    stop_id: int | None = None,
+    stop_ids: Collection[int] = (),
 ) -> list[int]:
-    """Continue the prompt and return the new ids only, `stop_id` (which ends the text) not among them.
-
-    Temperature 0 takes the likeliest token; otherwise one of the `top_k` likeliest (None: of all) is drawn.
-    The seed decides the text: PyTorch's global random state is neither read nor moved. Only the last seq_len
-    tokens of a longer prompt are seen. When the context is full, its last half is read again into an empty
-    cache and the text goes on from there, so a long text costs about two passes over each of its tokens.
-
-    Raises:
-        UsageError: the prompt is empty, or temperature or top_k is out of range.
-    """
-    _check_request(prompt_ids, temperature, top_k)
-    generator = torch.Generator().manual_seed(seed)
-    was_training = model.training
-    model.eval()
-    try:
-        return _continue(model, prompt_ids, max_new_tokens, temperature, top_k, generator, stop_id)
-    finally:
-        model.train(was_training)
-
-
-def _check_request(prompt_ids: list[int], temperature: float, top_k: int | None) -> None:
-    if not prompt_ids:
-        raise UsageError("the prompt must hold at least one token, got an empty one")
-    if temperature < 0:
-        raise UsageError(f"temperature must not be negative, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise UsageError(f"top_k must be at least 1, got {top_k}; leave it out to draw from every token")
-
-
-@torch.inference_mode()
-def _continue(
-    model: Decoder,
-    prompt_ids: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
-    stop_id: int | None,
-) -> list[int]:
-    device = model.embedding.weight.device
-    context = list(prompt_ids[-model.seq_len :])  # what the next token is predicted from
-    unread, cache = context, model.new_cache()
-    new_ids: list[int] = []
-    while len(new_ids) < max_new_tokens:
-        logits_V = model(torch.tensor([unread], device=device), cache)[0, -1]
-        token = choose_token(logits_V, temperature, top_k, generator)
-        if token == stop_id:
-            break
-        new_ids.append(token)
-        context.append(token)
-        unread = [token]
-        if len(context) > model.seq_len:
-            context = context[-max(1, model.seq_len // 2) :]
-            unread, cache = context, model.new_cache()
+    """Continue one prompt; see `generate_batch`."""
+    [new_ids] = generate_batch(
+        model, [prompt_ids], sampling, max_new_tokens=max_new_tokens, seeds=[seed], stop_ids=stop_ids
+    )
     return new_ids
 
 
-def choose_token(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Draw a token id from softmax(logits / temperature) over the top_k largest; the largest at 0.
+def generate_batch(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling = DEFAULT_SAMPLING,
+    *,
+    max_new_tokens: int,
+    seeds: Sequence[int] | None = None,
+    stop_ids: Collection[int] = (),
+    on_token: OnToken | None = None,
+) -> list[list[int]]:
+    """Continue prompts of any lengths together and return the new ids of each, without the stop id that ended it.
 
-    Drawn on the CPU in fp32 wherever the model is, so that a seed means the same on every device.
+    A text follows from its prompt and its seed (of `seeds`, one a prompt; None: all 0), whatever else is in the batch,
+    but for the rounding of matrix products of another size. PyTorch's global random state is neither read nor moved.
+
+    Only the last seq_len tokens of a longer prompt are seen. When a row's context is full, its last half is read again
+    and the text goes on from there, so a long text costs about two passes over each of its tokens. The repetition
+    penalty is on all that a row has read and written, but not on stop ids: to end is no repetition.
+
+    Raises:
+        ConfigError: a prompt is empty or holds an id beyond the vocabulary, or max_new_tokens is negative.
+        RunError: the model's logits are not finite.
     """
-    logits_V = logits_V.float().cpu()
-    if temperature == 0:
-        return int(logits_V.argmax())
-    candidates, ids = logits_V.topk(min(top_k or logits_V.numel(), logits_V.numel()))
-    probabilities = ((candidates - candidates[0]) / temperature).softmax(dim=-1)
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+    require(max_new_tokens >= 0, f"max_new_tokens must not be negative, got {max_new_tokens}")
+    for prompt in prompts:
+        require(len(prompt) > 0, "a prompt must hold at least one token, got an empty one")
+        require(
+            min(prompt) >= 0 and max(prompt) < model.vocab_size,
+            f"a prompt's ids must lie in the vocabulary of {model.vocab_size}, got {min(prompt)} to {max(prompt)}",
+        )
+    rows = [_Row(number, list(prompt)[-model.seq_len :]) for number, prompt in enumerate(prompts)]
+    for row, seed in zip(rows, seeds or [0] * len(rows), strict=True):
+        row.generator.manual_seed(seed)
+    if rows and max_new_tokens > 0:
+        was_training = model.training
+        model.eval()
+        try:
+            _Loop(model, sampling, max_new_tokens, frozenset(stop_ids), on_token).run(rows)
+        finally:
+            model.train(was_training)
+    return [row.new_ids for row in rows]
+
+
+@dataclass(eq=False)
+class _Row:
+    """One text on its way. The cache holds its context but for the last token."""
+
+    number: int
+    context: list[int]  # what the next token is predicted from
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    new_ids: list[int] = field(default_factory=list)
+    repeated: Tensor | None = None  # [V] bool: the tokens to penalise
+
+
+@dataclass
+class _Loop:
+    model: Decoder
+    sampling: Sampling
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    on_token: OnToken | None
+
+    @torch.inference_mode()
+    def run(self, rows: list[_Row]) -> None:
+        """Add to the new ids of every row until all have ended."""
+        if self.sampling.repetition_penalty != 1:
+            for row in rows:
+                row.repeated = self._to_penalise(row.context)
+        longest = max(len(row.context) for row in rows)
+        cache = self._read(rows, capacity=min(longest + self.max_new_tokens, self.model.seq_len))
+        while rows:
+            logits_BV = self.model(self._tensor([row.context[-1:] for row in rows]), cache)[:, -1].float().cpu()
+            going_on = [place for place, row in enumerate(rows) if self._goes_on(row, logits_BV[place])]
+            if len(going_on) < len(rows):
+                rows = [rows[place] for place in going_on]
+                if rows:
+                    cache.keep(going_on)
+            self._make_room(rows, cache)
+
+    def _goes_on(self, row: _Row, logits_V: Tensor) -> bool:
+        """Choose the row's next token; False if its text has ended."""
+        token = choose_token(logits_V, self.sampling, row.generator, row.repeated)
+        if token not in self.stop_ids:
+            row.new_ids.append(token)
+            row.context.append(token)
+            if row.repeated is not None:
+                row.repeated[token] = True
+            told_to_end = self.on_token is not None and self.on_token(row.number, token)
+            if not told_to_end and len(row.new_ids) < self.max_new_tokens:
+                return True
+        if self.on_token is not None:
+            self.on_token(row.number, None)
+        return False
+
+    def _make_room(self, rows: list[_Row], cache: KeyValueCache) -> None:
+        """Let the rows whose context is full go on from its last half."""
+        seq_len = self.model.seq_len
+        full = [place for place, row in enumerate(rows) if len(row.context) > seq_len]
+        if full:
+            for place in full:
+                rows[place].context = rows[place].context[-max(1, seq_len // 2) :]
+            cache.replace(full, self._read([rows[place] for place in full], capacity=seq_len // 2))
+
+    def _read(self, rows: list[_Row], *, capacity: int) -> KeyValueCache:
+        """A cache that holds the contexts of the rows but for their last tokens."""
+        unread = [row.context[:-1] for row in rows]
+        cache = self.model.new_cache(len(rows), capacity)
+        if longest := max(map(len, unread)):
+            # What fills a row up comes after its tokens, so that they do not see it; then it is forgotten.
+            self.model.read(self._tensor([ids + [0] * (longest - len(ids)) for ids in unread]), cache)
+            cache.truncate([len(ids) for ids in unread])
+        return cache
+
+    def _to_penalise(self, context: list[int]) -> Tensor:
+        repeated_V = torch.zeros(self.model.vocab_size, dtype=torch.bool)
+        repeated_V[list(set(context) - self.stop_ids)] = True
+        return repeated_V
+
+    def _tensor(self, ids: list[list[int]]) -> Tensor:
+        return torch.tensor(ids, device=self.model.embedding.weight.device)

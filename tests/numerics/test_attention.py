@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.attention import CausalSelfAttention, LayerCache, RotaryTable, rotate, visible_within_documents
+from lmtrain.model.attention import CausalSelfAttention, RotaryTable, rotate, visible_within_documents
+from lmtrain.model.cache import KeyValueCache
 
 SEQ_LEN = 16
 
@@ -81,22 +82,26 @@ def test_token_by_token_with_a_cache_equals_all_at_once(num_kv_heads: int | None
     x_BTD = torch.randn(2, SEQ_LEN, 32)
     table = RotaryTable(8, seq_len=SEQ_LEN, theta=10000.0)
     config = DecoderConfig(d_model=32, num_layers=1, num_heads=4, num_kv_heads=num_kv_heads)
-    cache = LayerCache(config, batch_size=2, seq_len=SEQ_LEN, like=layer.qkv.weight)
+    cache = KeyValueCache(config, batch_size=2, capacity=SEQ_LEN, like=layer.qkv.weight)
     with torch.no_grad():
         expected_BTD = layer(x_BTD, table(0, SEQ_LEN))
-        parts = [layer(x_BTD[:, :5], table(0, 5), cache)]
-        parts += [layer(x_BTD[:, t : t + 1], table(t, 1), cache) for t in range(5, SEQ_LEN)]
+        parts = [layer(x_BTD[:, :5], table(0, 5), cache.layers[0])]
+        cache.advance(5)
+        for t in range(5, SEQ_LEN):
+            parts.append(layer(x_BTD[:, t : t + 1], table(t, 1), cache.layers[0]))
+            cache.advance(1)
     torch.testing.assert_close(torch.cat(parts, dim=1), expected_BTD, atol=1e-5, rtol=1e-5)
-    assert cache.length == SEQ_LEN
+    assert cache.longest == SEQ_LEN
 
 
 def test_a_filled_cache_refuses_several_tokens() -> None:
     layer = attention()
     config = DecoderConfig(d_model=32, num_layers=1, num_heads=4)
-    cache = LayerCache(config, batch_size=1, seq_len=SEQ_LEN, like=layer.qkv.weight)
-    layer(torch.randn(1, 3, 32), None, cache)
+    cache = KeyValueCache(config, batch_size=1, capacity=SEQ_LEN, like=layer.qkv.weight)
+    layer(torch.randn(1, 3, 32), None, cache.layers[0])
+    cache.advance(3)
     with pytest.raises(AssertionError, match="one token"):
-        layer(torch.randn(1, 2, 32), None, cache)
+        layer(torch.randn(1, 2, 32), None, cache.layers[0])
 
 
 def test_what_is_visible_within_documents_by_hand() -> None:

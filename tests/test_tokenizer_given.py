@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -180,18 +178,24 @@ def test_ids_with_gaps_leave_no_room(path: Path) -> None:
         take(path, library, PAD)
 
 
-def test_the_library_does_not_complain_about_processes(path: Path) -> None:
-    path.write_bytes(take(path, foreign_huggingface()).serialize())
-    script = (
-        "import multiprocessing, sys; from pathlib import Path; from lmtrain.data.tokenizer import load_tokenizer\n"
-        "tokenizer = load_tokenizer(Path(sys.argv[1])); tokenizer.encode_batch(['a b'] * 100)\n"
-        "with multiprocessing.get_context('fork').Pool(1) as pool: pool.map(tokenizer.encode_batch, [['a b']])\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(path)], capture_output=True, text=True, env=environment
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_special_tokens_of_the_library_s_own_are_spelt_out_too(path: Path) -> None:
+    library = Library.from_str(foreign_huggingface().to_str())
+    library.add_special_tokens(["<|fim|>"])
+    tokenizer = take(path, library)
+    text = "the<|fim|> fox<|endoftext|>"
+    assert library.token_to_id("<|fim|>") not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("own", [None, "true"])
+def test_the_library_uses_one_thread_unless_told_otherwise(
+    path: Path, own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", own)
+    take(path, foreign_huggingface()).encode("a")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == (own or "false")
 
 
 # ------------------------------------------------------------------------------------------- errors

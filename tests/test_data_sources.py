@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from lmtrain.config.schema import DataConfig, PythonStdlibConfig, TextConfig
 from lmtrain.data.sources import Corpus, open_corpus
+from lmtrain.data.sources.files import LocalFile
+from lmtrain.data.sources.text import TextReader
 from lmtrain.errors import DataError
 
 
@@ -28,11 +31,12 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def test_stdlib_holds_source_files_and_no_tests_or_installed_packages() -> None:
     corpus = open_corpus(PythonStdlibConfig(seq_len=8))
-    assert len(corpus.files) > 300
-    assert list(corpus.files) == sorted(corpus.files)
-    assert any(path.name == "argparse.py" for path in corpus.files)
+    files = [file.local() for reader in corpus.readers["train"] for file in reader.files]
+    assert len(files) > 300
+    assert files == sorted(files)
+    assert any(path.name == "argparse.py" for path in files)
     excluded = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
-    assert not any(excluded.intersection(path.parts) for path in corpus.files)
+    assert not any(excluded.intersection(path.parts) for path in files)
     argparse = Path(__import__("argparse").__file__).read_bytes().decode()
     assert argparse in corpus.documents()
 
@@ -178,7 +182,7 @@ def test_an_unknown_kind_of_data_is_our_own_mistake() -> None:
 
 
 def corpus_of(*paths: Path) -> Corpus:
-    return Corpus(name="test", files=paths)
+    return Corpus(name="test", readers={"train": [TextReader(LocalFile(path)) for path in paths]})
 
 
 def test_fingerprint_follows_content_and_file_borders_not_place(tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_fingerprint_reads_unchanged_files_once(tmp_path: Path, monkeypatch: pyt
     os.utime(path, (1_000, 1_000))
     first = corpus_of(path).fingerprint(tmp_path / "cache")
     with monkeypatch.context() as patch:
-        patch.setattr("lmtrain.data.sources._file_digest", lambda path: pytest.fail("read again"))
+        patch.setattr("lmtrain.data.sources.files.file_digest", lambda path: pytest.fail("read again"))
         assert corpus_of(path).fingerprint(tmp_path / "cache") == first
     write(path, "two")
     os.utime(path, (2_000, 2_000))
@@ -224,3 +228,17 @@ def test_fingerprint_does_without_a_writable_cache(tmp_path: Path) -> None:
     path = write(tmp_path / "a", "one")
     os.utime(path, (1_000, 1_000))
     assert corpus_of(path).fingerprint(path / "below a file") == corpus_of(path).fingerprint(tmp_path)
+
+
+def test_a_path_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    for path in ("x" * 5000, f"{tmp_path}/{'y' * 300}.txt"):
+        with pytest.raises(DataError, match=r"cannot read .*: File name too long"):
+            open_corpus(text_config(path))
+
+
+def test_fingerprints_of_plain_text_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "one\n"), ("b.txt", "two\n")):
+        write(tmp_path / name, text)
+    sums = [hashlib.sha256(text).digest() for text in (b"one\n", b"two\n")]
+    expected = hashlib.sha256(b"".join(sums)).hexdigest()
+    assert open_corpus(text_config(tmp_path)).fingerprint(tmp_path / "cache") == expected

@@ -52,7 +52,8 @@ class FilesConfig(DataConfig):
     test_path: str | None = None
     hub: str | None = None  # data set on the Hub, as OWNER/NAME; `path` may name a local copy
     hub_config: str | None = None  # which of its configurations
-    revision: str | None = None  # branch, tag or commit; None: the newest
+    hub_split: str | None = None  # which of its splits to train on, if none is called train
+    revision: str | None = None  # branch, tag or commit; None: the newest when it was first used
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -183,7 +183,7 @@ def test_a_mixture_gives_every_source_its_share_whatever_the_batch_size() -> Non
     assert rows == sequences(PackedBatches(sources, seq_len=8, batch_size=60, seed=0), 5)
 
 
-def test_in_a_mixture_a_source_comes_in_the_order_it_has_alone() -> None:
+def test_the_order_within_a_source_does_not_depend_on_the_others() -> None:
     sources = mixture(60, 400)
     mixed = sequences(PackedBatches(sources, seq_len=8, batch_size=6, seed=5), 20)
     alone = sequences(PackedBatches(sources[:1], seq_len=8, batch_size=1, seed=5), 40)

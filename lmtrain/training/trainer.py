@@ -250,7 +250,7 @@ class Trainer:
 
     def _log_step(self, outcome: StepOutcome) -> None:
         """Record the mean loss of the steps since the latest record, and how the step at hand went."""
-        loss = (self._loss_sum / self._loss_steps).item()  # waits for the device; NaN if every step was dropped
+        loss = (self._loss_sum / self._loss_steps).item()  # waits for the device; NaN if no step had one
         self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
         seconds, tokens = self.stopwatch.seconds, self.progress.tokens
         before_seconds, before_tokens = self._logged

@@ -76,3 +76,15 @@ def test_no_thread_is_left() -> None:
             batches[step]
         batches.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_for_a_gpu_are_pinned() -> None:
+    batches = Prefetched(Numbered(), num_steps=3, pin_memory=True)
+    for step in range(3):
+        batch = batches[step]
+        assert batch.inputs.is_pinned()
+        assert next(batch.split(1)).inputs.is_pinned()
+        assert batch.to(torch.device("cuda")).inputs.item() == step
+    batches.close()

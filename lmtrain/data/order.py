@@ -94,9 +94,7 @@ class Shares:
         if isinstance(node, int):
             return np.full(len(numbers), node), np.arange(numbers.start, numbers.stop)
         share, *branches = node
-        p, q = share.numerator, share.denominator
-        # Python's integers: the product may need more than 64 bits.
-        before = [(2 * n * p + q) // (2 * q) for n in range(numbers.start, numbers.stop + 1)]
+        before = [_rounded(n, share) for n in range(numbers.start, numbers.stop + 1)]
         is_left = np.diff(before) > 0
         own = range(before[0], before[-1]), range(numbers.start - before[0], numbers.stop - before[-1])
         sources, counts = np.empty((2, len(numbers)), np.int64)
@@ -113,12 +111,17 @@ class Shares:
                 counts[node] = turns
                 return
             share, left, right = node
-            of_left = (2 * turns * share.numerator + share.denominator) // (2 * share.denominator)
+            of_left = _rounded(turns, share)
             count(left, of_left)
             count(right, turns - of_left)
 
         count(self._tree, number)
         return counts
+
+
+def _rounded(turns: int, share: Fraction) -> int:
+    """Their product to the nearest integer, in Python's integers: it may need more than 64 bits."""
+    return (2 * turns * share.numerator + share.denominator) // (2 * share.denominator)
 
 
 def proportional(sizes: Sequence[int], number: int) -> list[int]:

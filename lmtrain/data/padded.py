@@ -13,11 +13,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lmtrain.data.batches import Batch, Rows, Source
 from lmtrain.data.documents import Documents
-from lmtrain.data.order import SequenceOrder, key_of, proportional, shuffled
+from lmtrain.data.order import Integers, SequenceOrder, key_of, proportional, shuffled
 from lmtrain.data.reading import RowReader, in_multiples, padded_width
 from lmtrain.errors import DataError
 
@@ -26,8 +25,6 @@ CHUNK_BATCHES = 64
 
 BLOCK = 1 << 14
 """Documents looked at together: what is computed of them stays in the processor's caches, which doubles the speed."""
-
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

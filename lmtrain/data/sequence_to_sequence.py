@@ -13,7 +13,8 @@ import torch
 
 from lmtrain.data.batches import Batch, Source
 from lmtrain.data.documents import Documents
-from lmtrain.data.padded import Chosen, DocumentRows, Integers
+from lmtrain.data.order import Integers
+from lmtrain.data.padded import Chosen, DocumentRows
 from lmtrain.data.reading import in_multiples, padded_width
 
 

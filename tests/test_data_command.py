@@ -137,19 +137,19 @@ def test_the_text_is_counted_and_sampled(words: list[str], capsys: Capture) -> N
     data_command.main(["inspect", *words, "--samples", "2", "data.min_chars=28"])
     out = capsys.readouterr().out
     config = compose.compose_config([*words, "data.min_chars=28"])
-    data = prepare(config.data, config.tokenizer)
-    assert not data.built
-    assert data.dropped == 2
-    for number in (data.train_documents, data.val_documents, len(data.train), len(data.val), data.train_bytes):
-        assert f"{number:,}" in out
-    assert f"{data.dropped} documents shorter than data.min_chars" in out
-    assert f"{data.train_bytes / len(data.train):.3f}" in out
-    assert f"{data.folder} (" in out
+    (source,) = prepare(config.data, config.tokenizer).sources
+    assert not source.built
+    for split in source.splits.values():
+        for number in (len(split.documents), len(split.documents.tokens), split.num_bytes):
+            assert f"{number:,}" in out
+        assert f"{split.num_bytes / len(split.documents.tokens):.3f}" in out
+    assert "2 documents: shorter than data.min_chars=28" in out
+    assert f"{source.folder} (" in out
     assert "built now" in out
     assert "vocabulary 257" in out
     assert len(re.findall(r"^document \d+ of \d+: ", out, flags=re.MULTILINE)) == 2
     histogram = re.findall(r"^ +[\d,]+ to [\d,]+ +([\d,]+)", out, flags=re.MULTILINE)
-    assert sum(int(count) for count in histogram) == data.train_documents
+    assert sum(int(count) for count in histogram) == len(source.splits["train"].documents)
 
     data_command.main(["inspect", *words, "--samples", "0"])
     out = capsys.readouterr().out

@@ -20,7 +20,7 @@ def text_config(path: Path | str, **settings: object) -> TextConfig:
 
 
 def documents(path: Path | str, **settings: object) -> list[str]:
-    return list(open_corpus(text_config(path, **settings)).documents())
+    return list(open_corpus(text_config(path, **settings)).records())  # type: ignore[arg-type]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -38,7 +38,7 @@ def test_stdlib_holds_source_files_and_no_tests_or_installed_packages() -> None:
     excluded = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
     assert not any(excluded.intersection(path.parts) for path in files)
     argparse = Path(__import__("argparse").__file__).read_bytes().decode()
-    assert argparse in corpus.documents()
+    assert argparse in corpus.records()
 
 
 def test_a_file_is_one_document_with_its_line_ends(tmp_path: Path) -> None:
@@ -84,15 +84,7 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_empty_file_among_others_is_no_document(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "")
     write(tmp_path / "b.txt", "text")
-    assert documents(tmp_path, min_chars=0) == ["text"]
-
-
-def test_short_documents_are_left_out_before_counting_to_max_documents(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "four\nxx\nfive5\nsix666\n")
-    corpus = open_corpus(text_config(path, document="line", min_chars=3, max_documents=2))
-    short: list[str] = []
-    assert list(corpus.documents(on_short=short.append)) == ["four", "five5"]
-    assert short == ["xx"]
+    assert documents(tmp_path) == ["text"]
 
 
 def test_a_python_file_is_read_in_the_encoding_it_declares(tmp_path: Path) -> None:
@@ -104,7 +96,6 @@ def test_a_python_file_is_read_in_the_encoding_it_declares(tmp_path: Path) -> No
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"\xef\xbb\xbf", "no document"),
         (b"text\0more", r"a\.txt is binary or UTF-16 \(NUL at byte 4\)"),
         ("text".encode("utf-16"), "binary or UTF-16"),
         (b"good\nb\xe4d", r"a\.txt is not UTF-8: byte 0xe4 at offset 6"),
@@ -121,11 +112,6 @@ def test_unusable_text(tmp_path: Path, content: bytes, message: str, document: s
 def test_a_python_file_in_no_known_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither UTF-8 nor in the encoding it declares"):
         documents(write(tmp_path / "a.py", b"name = 'Zo\xeb'\n"))
-
-
-def test_nothing_left_after_the_filters(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no document of at least 10 characters"):
-        documents(write(tmp_path / "a.txt", "short"), min_chars=10)
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere.txt", "*.txt", ""])
@@ -168,7 +154,7 @@ def test_a_file_that_went_away(tmp_path: Path) -> None:
     corpus = open_corpus(text_config(path))
     path.unlink()
     with pytest.raises(DataError, match="cannot read"):
-        list(corpus.documents())
+        list(corpus.records())
     with pytest.raises(DataError, match="cannot read"):
         corpus.fingerprint(tmp_path)
 

@@ -43,6 +43,7 @@ def source(name: str, of: Documents, weight: float = 1.0) -> PreparedSource:
         splits={"train": split, "val": split},
         left_out={},
         duplicates=0,
+        deduplicated=False,
         content=name,
         fingerprint=name,
         folder=Path(),

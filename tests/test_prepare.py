@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import signal
@@ -19,6 +20,8 @@ import pytest
 from lmtrain.config.schema import (
     ByteConfig,
     CharConfig,
+    MixtureConfig,
+    PairsConfig,
     PythonStdlibConfig,
     SentencePieceBpeConfig,
     TextConfig,
@@ -26,8 +29,10 @@ from lmtrain.config.schema import (
 )
 from lmtrain.data import prepare as prepare_module
 from lmtrain.data.cache import cache_folder
-from lmtrain.data.prepare import PreparedData, prepare
-from lmtrain.data.split import split_documents
+from lmtrain.data.documents import Documents
+from lmtrain.data.prepare import prepare
+from lmtrain.data.prepared import PreparedData, SplitName
+from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import DataError
 
 
@@ -37,6 +42,10 @@ def some_lines(num_lines: int, seed: int = 0) -> list[str]:
     return [f"{number} " + " ".join(generator.choices(words, k=6)) for number in range(num_lines)]
 
 
+def write(config: TextConfig, text: str) -> None:
+    Path(str(config.path)).write_text(text, encoding="utf-8")
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> TextConfig:
     """A corpus of 100 different one-line documents."""
@@ -44,12 +53,17 @@ def config(tmp_path: Path) -> TextConfig:
     return TextConfig(seq_len=8, path=str(tmp_path / "text.txt"), document="line", cache_dir=str(tmp_path / "cache"))
 
 
-def documents_in(prepared: PreparedData, tokens: np.ndarray) -> list[str]:
-    """Decode what lies between end tokens; the last piece is empty if the array ends with one."""
-    ends = np.flatnonzero(tokens == prepared.tokenizer.end_id)
-    return [
-        prepared.tokenizer.decode(piece[piece != prepared.tokenizer.end_id]) for piece in np.split(tokens, ends + 1)
-    ]
+def documents(prepared: PreparedData, split: SplitName) -> Documents:
+    (found,) = prepared.documents(split)
+    return found
+
+
+def texts_in(prepared: PreparedData, split: SplitName) -> list[str]:
+    """Each document decoded, with a full stop where the end token follows."""
+    found = documents(prepared, split)
+    ids = [found[number].ids.tolist() for number in range(len(found))]
+    end = prepared.tokenizer.end_id
+    return [prepared.tokenizer.decode(one) + ("." if one[-1] == end else "") for one in ids]
 
 
 def entries(config: TextConfig) -> list[str]:
@@ -67,58 +81,29 @@ def entries(config: TextConfig) -> list[str]:
 )
 def test_nothing_is_lost_and_nothing_leaks(config: TextConfig, tokenizer: TokenizerConfig) -> None:
     prepared = prepare(config, tokenizer)
-    train, val = documents_in(prepared, prepared.train), documents_in(prepared, prepared.val)
-    assert train.pop() == val.pop() == ""  # both end with an end token
-    assert sorted(train + val) == sorted(some_lines(100))
+    (source,) = prepared.sources
+    train, val = texts_in(prepared, "train"), texts_in(prepared, "val")
+    assert sorted(train + val) == sorted(line + "." for line in some_lines(100))
     assert not set(train) & set(val)
-    assert (len(train), len(val)) == (prepared.train_documents, prepared.val_documents) == (90, 10)
-    assert prepared.train_bytes == sum(len(text.encode()) for text in train)
-    assert prepared.val_bytes == sum(len(text.encode()) for text in val)
-    assert (prepared.duplicates, prepared.dropped) == (0, 0)
-    assert prepared.val_bytes_per_token == prepared.val_bytes / len(prepared.val)
-    assert prepared.train.dtype == prepared.val.dtype == np.uint16
-
-
-def test_duplicates_stay_on_one_side(config: TextConfig) -> None:
-    Path(config.path).write_text("\n".join(some_lines(50) + some_lines(50) + some_lines(10)))
-    prepared = prepare(replace(config, val_fraction=0.3), ByteConfig())
-    train, val = documents_in(prepared, prepared.train)[:-1], documents_in(prepared, prepared.val)[:-1]
-    assert Counter(train + val) == Counter(some_lines(50) + some_lines(50) + some_lines(10))
-    assert not set(train) & set(val)
-    assert len(set(val)) == 15
-    assert prepared.duplicates == 60
-
-
-def test_the_document_split_does_not_depend_on_the_order() -> None:
-    lines = some_lines(100)
-    split = split_documents(lines, "document", 0.2)
-    shuffled = split_documents(random.Random(1).sample(lines, 100), "document", 0.2)
-    assert split.train_chars == shuffled.train_chars
-    held_out = {line for line in lines if split.parts(line)[1]}
-    assert len(held_out) == 20
-    assert all(split.parts(line) == ("", line) for line in held_out)
-    larger = split_documents([*lines, "one more"], "document", 0.2)
-    moved = held_out ^ {line for line in lines if larger.parts(line)[1]}
-    assert len(moved) <= 1
-
-
-def test_auto_splits_by_document_from_twenty_different_ones() -> None:
-    few, enough = some_lines(19), some_lines(20)
-    assert split_documents(few * 2, "auto", 0.1) == split_documents(few * 2, "tail", 0.1)
-    assert split_documents(enough, "auto", 0.1) == split_documents(enough, "document", 0.1)
+    assert (len(train), len(val)) == (90, 10)
+    for split, texts in (("train", train), ("val", val)):
+        assert source.splits[split].num_bytes == sum(len(text.encode()) - 1 for text in texts)  # type: ignore[index]
+        assert documents(prepared, split).tokens.dtype == np.uint16  # type: ignore[arg-type]
+    assert source.duplicates == 0
+    assert set(source.left_out.values()) == {0}
+    assert prepared.bytes_per_target("val") == source.splits["val"].num_bytes / len(documents(prepared, "val").tokens)
 
 
 def test_the_tail_of_one_document_is_its_last_characters(config: TextConfig) -> None:
     text = "".join(some_lines(300)) + "äöü€" * 25
-    Path(config.path).write_text(text)
+    write(config, text)
     prepared = prepare(replace(config, document="file"), CharConfig())
     cut = int(len(text) * 0.9)
-    assert prepared.tokenizer.decode(prepared.train) == text[:cut]
-    assert prepared.tokenizer.decode(prepared.val) == text[cut:]
-    assert prepared.train[-1] != prepared.tokenizer.end_id  # the document goes on in the validation text
-    assert prepared.val[-1] == prepared.tokenizer.end_id
-    assert prepared.val_bytes == len(text[cut:].encode())
-    assert (prepared.train_documents, prepared.val_documents) == (1, 1)
+    assert texts_in(prepared, "train") == [text[:cut]], "the document goes on in the validation text"
+    assert texts_in(prepared, "val") == [text[cut:] + "."]
+    assert prepared.sources[0].splits["val"].num_bytes == len(text[cut:].encode())
+    with_test = prepare(replace(config, document="file", test_fraction=0.2), CharConfig())
+    assert texts_in(with_test, "test") == [text[int(len(text) * 0.8) :] + "."]
 
 
 def test_the_tail_of_several_documents_keeps_their_order(tmp_path: Path, config: TextConfig) -> None:
@@ -127,57 +112,41 @@ def test_the_tail_of_several_documents_keeps_their_order(tmp_path: Path, config:
         (tmp_path / f"{number}.in").write_text(text)
     several = replace(config, path=str(tmp_path / "*.in"), document="file", val_fraction=0.55)
     prepared = prepare(several, ByteConfig())
-    assert documents_in(prepared, prepared.train) == ["a" * 50, "b" * 30, "c" * 10]
-    assert documents_in(prepared, prepared.val) == ["c" * 10, "d" * 100, ""]
+    assert texts_in(prepared, "train") == ["a" * 50 + ".", "b" * 30 + ".", "c" * 10]
+    assert texts_in(prepared, "val") == ["c" * 10 + ".", "d" * 100 + "."]
 
 
-def test_the_tail_leaks_no_copy_of_a_document() -> None:
-    one, other = "abcdefghij", "klmnopqrst"
-    split = split_documents([one, other, other, one], "tail", 0.25)
-    assert split.parts(one) == (one, "")
-    assert split.parts(other) == (other[:5], other[5:])
-    assert split.duplicates == 2
-
-
-def test_neither_side_is_ever_empty() -> None:
-    for fraction in (0.001, 0.999):
-        assert split_documents(["ab"], "tail", fraction).parts("ab") == ("a", "b")
-        sides = [split_documents(["a", "b"], "document", fraction).parts(text) for text in "ab"]
-        assert sorted(sides) == [("", "a"), ("b", "")] or sorted(sides) == [("", "b"), ("a", "")]
-    with pytest.raises(DataError, match=r"use data\.split=tail"):
-        split_documents(["same", "same"], "document", 0.1)
-    with pytest.raises(DataError, match="too little"):
-        split_documents(["x"], "tail", 0.1)
-
-
-def test_short_documents_are_counted_as_dropped(config: TextConfig) -> None:
-    Path(config.path).write_text("\n".join([*some_lines(30), "x", "", "yy"]))
-    prepared = prepare(replace(config, min_chars=3, max_documents=40), ByteConfig())
-    assert prepared.dropped == 2
-    assert prepared.train_documents + prepared.val_documents == 30
+def test_what_is_left_out_is_counted(config: TextConfig) -> None:
+    write(config, "\n".join([*some_lines(30), *some_lines(5), "x", "", "yy"]))
+    (source,) = prepare(replace(config, min_chars=3, deduplicate=True), ByteConfig()).sources
+    assert source.left_out == {"shorter than data.min_chars=3": 2, "equal to an earlier one (data.deduplicate)": 5}
+    assert source.duplicates == 5
+    assert sum(len(split.documents) for split in source.splits.values()) == 30
 
 
 def test_the_bpe_tokenizer_sees_training_text_only(config: TextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, list[str]] = {}
+    seen: list[str] = []
 
-    def spy(tokenizer: TokenizerConfig, documents: object) -> object:
-        seen[type(tokenizer).__name__] = list(documents)  # type: ignore[call-overload]
-        return train(tokenizer, seen[type(tokenizer).__name__])
+    def spy(tokenizer: TokenizerConfig, lines: list[str], characters: str, special: list[str]) -> object:
+        seen[:] = lines
+        return train(tokenizer, lines, characters, special)
 
     train = prepare_module.train_tokenizer
     monkeypatch.setattr(prepare_module, "train_tokenizer", spy)
     prepared = prepare(config, SentencePieceBpeConfig(vocab_size=300))
-    assert seen["SentencePieceBpeConfig"] == documents_in(prepared, prepared.train)[:-1]
-    prepare(config, CharConfig())
-    assert seen["CharConfig"] == some_lines(100)
+    assert [line + "." for line in seen] == texts_in(prepared, "train")
+    write(config, "".join(some_lines(300)))
+    prepared = prepare(replace(config, document="file"), SentencePieceBpeConfig(vocab_size=300))
+    assert "".join(seen) == texts_in(prepared, "train")[0], "not the end of a document that is cut"
 
 
 def test_a_large_vocabulary_is_stored_in_32_bits(config: TextConfig) -> None:
-    Path(config.path).write_text("".join(chr(0x20000 + number) for number in range(66_000)), encoding="utf-8")
+    write(config, "".join(chr(0x20000 + number) for number in range(66_000)))
     prepared = prepare(replace(config, document="file"), CharConfig())
-    assert prepared.train.dtype == np.uint32
-    assert prepared.train.max() > 1 << 15
-    assert len(prepared.train) + len(prepared.val) == 66_001
+    train, val = (documents(prepared, split).tokens for split in ("train", "val"))  # type: ignore[arg-type]
+    assert train.dtype == np.uint32
+    assert train.max() > 1 << 15
+    assert len(train) + len(val) == 66_001
 
 
 # ----------------------------------------------------------------------------------------- cache
@@ -186,19 +155,27 @@ def test_a_large_vocabulary_is_stored_in_32_bits(config: TextConfig) -> None:
 def test_the_second_call_finds_the_first_ones_data(config: TextConfig) -> None:
     messages: list[str] = []
     first = prepare(config, ByteConfig(), messages.append)
-    assert first.built
-    assert messages[0].startswith("reading ")
-    assert messages[-1] == "tokenising: 100%"
+    assert first.sources[0].built
+    assert messages[0] == f"preparing {config.path}: this text is not in the cache"
+    assert "tokenising: 100%" in messages
     messages.clear()
     second = prepare(config, ByteConfig(), messages.append)
-    assert not second.built
+    assert not second.sources[0].built
     assert not messages
     assert second.fingerprint == first.fingerprint
-    assert np.array_equal(second.train, first.train)
-    assert np.array_equal(second.val, first.val)
+    for split in ("train", "val"):
+        assert texts_in(second, split) == texts_in(first, split)  # type: ignore[arg-type]
     assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
-    counts = ("train_bytes", "val_bytes", "train_documents", "val_documents", "duplicates", "dropped")
-    assert all(getattr(first, name) == getattr(second, name) for name in counts)
+    assert second.sources[0].left_out == first.sources[0].left_out
+
+
+def test_why_data_are_prepared_again_is_told(config: TextConfig) -> None:
+    messages: list[str] = []
+    prepare(config, SentencePieceBpeConfig(vocab_size=300))
+    prepare(replace(config, min_chars=2), SentencePieceBpeConfig(vocab_size=310), messages.append)
+    assert messages[0].endswith(": the cache has it with another data.min_chars, tokenizer.vocab_size")
+    prepare(replace(config, min_chars=3), SentencePieceBpeConfig(vocab_size=310), messages.append)
+    assert any(message.endswith(": the cache has it with another data.min_chars") for message in messages)
 
 
 def test_a_key_follows_what_changes_the_tokens(
@@ -214,17 +191,19 @@ def test_a_key_follows_what_changes_the_tokens(
             (replace(config, min_chars=2), ByteConfig()),
             (replace(config, max_documents=50), ByteConfig()),
             (replace(config, document="paragraph"), ByteConfig()),
+            (replace(config, deduplicate=True), ByteConfig()),
+            (replace(config, test_fraction=0.1), ByteConfig()),
         ]
     ]
     assert len(set(fingerprints)) == len(fingerprints)
     assert prepare(replace(config, seq_len=99), ByteConfig()).fingerprint == fingerprints[0]
     copy = tmp_path / "copy.txt"
-    copy.write_bytes(Path(config.path).read_bytes())
-    assert not prepare(replace(config, path=str(copy)), ByteConfig()).built
+    copy.write_bytes(Path(str(config.path)).read_bytes())
+    assert not prepare(replace(config, path=str(copy)), ByteConfig()).sources[0].built
     copy.write_text(copy.read_text() + "\nmore")
-    assert prepare(replace(config, path=str(copy)), ByteConfig()).built
+    assert prepare(replace(config, path=str(copy)), ByteConfig()).sources[0].built
     monkeypatch.setattr(prepare_module, "PREPARE_VERSION", -1)
-    assert prepare(config, ByteConfig()).built
+    assert prepare(config, ByteConfig()).sources[0].built
 
 
 def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,19 +217,22 @@ def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_damaged_entry_is_built_again(config: TextConfig, caplog: pytest.LogCaptureFixture) -> None:
     first = prepare(config, CharConfig())
-    expected = first.train.copy()
-    for name in ("train.bin", "val.bin", "tokenizer.model", "manifest.json"):
-        path = first.folder / name
-        path.write_bytes(path.read_bytes()[:-4])
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            again = prepare(config, CharConfig())
-        assert again.built
-        assert "damaged" in caplog.text
-        assert np.array_equal(again.train, expected)
-        (first.folder / name).unlink()
-        assert prepare(config, CharConfig()).built
-    assert not prepare(config, CharConfig()).built
+    expected, folder = texts_in(first, "train"), first.sources[0].folder
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["manifest.json", "tokenizer.model", "train.ends", "train.tokens", "val.ends", "val.tokens"]
+    for name in names:
+        content = (folder / name).read_bytes()
+        for damaged in (content[:-4], bytes([content[0] ^ 1]) + content[1:], None):
+            (folder / name).unlink()
+            if damaged is not None:
+                (folder / name).write_bytes(damaged)
+            caplog.clear()
+            with caplog.at_level(logging.WARNING):
+                again = prepare(config, CharConfig())
+            assert again.sources[0].built
+            assert "damaged" in caplog.text
+            assert texts_in(again, "train") == expected
+    assert not prepare(config, CharConfig()).sources[0].built
 
 
 @pytest.mark.parametrize("tokenizer", [SentencePieceBpeConfig(vocab_size=60_000), ByteConfig()])
@@ -271,8 +253,8 @@ def test_an_unwritable_cache(tmp_path: Path, config: TextConfig) -> None:
 
 def test_text_that_changes_meanwhile_is_noticed(config: TextConfig) -> None:
     def change(message: str) -> None:
-        if message.startswith("training"):
-            Path(config.path).write_text("\n".join(some_lines(90, seed=1)))
+        if message.startswith("tokenising"):
+            write(config, "\n".join(some_lines(90, seed=1)))
 
     with pytest.raises(DataError, match="changed while it was being prepared"):
         prepare(config, ByteConfig(), change)
@@ -285,9 +267,54 @@ def test_a_warm_start_on_the_standard_library_is_fast(tmp_path: Path) -> None:
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        assert not prepare(config, ByteConfig()).built
+        assert not prepare(config, ByteConfig()).sources[0].built
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.05
+
+
+# ----------------------------------------------------------------------------------------- several sources
+
+
+@pytest.fixture
+def mixture(tmp_path: Path, config: TextConfig) -> MixtureConfig:
+    (tmp_path / "other.txt").write_text("\n".join(f"zwei {number} öl" for number in range(50)))
+    other = replace(config, path=str(tmp_path / "other.txt"), weight=3.0, val_fraction=0.2)
+    return MixtureConfig(seq_len=8, cache_dir=config.cache_dir, sources={"one": config, "other": other})
+
+
+def test_sources_of_a_mixture_share_a_tokenizer(mixture: MixtureConfig) -> None:
+    prepared = prepare(mixture, CharConfig())
+    assert [source.weight for source in prepared.sources] == [1.0, 3.0]
+    assert [[len(one) for one in prepared.documents(split)] for split in ("train", "val")] == [[90, 40], [10, 10]]  # type: ignore[arg-type]
+    assert prepared.tokenizer.decode(prepared.tokenizer.encode("öl alpha")) == "öl alpha"
+    assert len({source.fingerprint for source in prepared.sources}) == 2
+    one, other = (source.splits["val"] for source in prepared.sources)
+    num_targets = one.documents.num_targets + other.documents.num_targets
+    assert prepared.bytes_per_target("val") == (one.num_bytes + other.num_bytes) / num_targets
+    assert prepared.documents("test") == []
+
+
+def test_weights_change_the_fingerprint_and_no_token(mixture: MixtureConfig) -> None:
+    first = prepare(mixture, ByteConfig())
+    heavier = replace(mixture.sources["one"], weight=7.0)
+    again = prepare(replace(mixture, sources=mixture.sources | {"one": heavier}), ByteConfig())
+    assert not again.sources[0].built
+    assert again.sources[0].fingerprint == first.sources[0].fingerprint
+    assert again.fingerprint != first.fingerprint
+
+
+def test_answers_are_marked(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"de": f"Satz {n}", "en": f"sentence {n}"}) + "\n" for n in range(40)))
+    pairs = PairsConfig(seq_len=8, path=str(path), source="de", target="en", cache_dir=str(tmp_path / "cache"))
+    found = documents(prepare(pairs, ByteConfig()), "train")
+    assert found.prompts is not None
+    assert found.counted is not None
+    first = found[0].ids.tolist()
+    assert first[found.prompts[0] - 1] == ByteTokenizer.end_id
+    assert ByteTokenizer().decode(first[: found.prompts[0]]).startswith("Satz ")
+    assert found.num_targets < len(found.tokens)
+    assert documents(prepare(replace(pairs, targets="all"), ByteConfig()), "train").counted is None
 
 
 # ------------------------------------------------------------------------------- several processes
@@ -305,18 +332,19 @@ SCRIPT = textwrap.dedent("""
 
     data = TextConfig(seq_len=8, path=path, document="line", cache_dir=cache)
     prepared = prepare(data, SentencePieceBpeConfig(vocab_size=300), on_progress)
-    print(prepared.built, prepared.fingerprint, len(prepared.train), int(prepared.train.sum()))
+    (train,) = prepared.documents("train")
+    print(prepared.sources[0].built, prepared.fingerprint, len(train.tokens), int(train.tokens.sum()))
 """)
 
 
 def start(config: TextConfig, dies: str = "lives") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, config.path, str(config.cache_dir), dies]
+    command = [sys.executable, "-c", SCRIPT, str(config.path), str(config.cache_dir), dies]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.multiprocess
 def test_eight_processes_build_once(config: TextConfig) -> None:
-    Path(config.path).write_text("\n".join(some_lines(20_000)))
+    write(config, "\n".join(some_lines(20_000)))
     processes = [start(config) for _ in range(8)]
     answers = [process.communicate(timeout=60)[0].split() for process in processes]
     assert Counter(built for built, *_ in answers) == {"True": 1, "False": 7}
@@ -325,13 +353,18 @@ def test_eight_processes_build_once(config: TextConfig) -> None:
 
 
 @pytest.mark.multiprocess
-def test_a_killed_build_is_cleared_away_by_the_next(config: TextConfig) -> None:
+def test_a_killed_build_is_gone_on_with(config: TextConfig) -> None:
     process = start(config, "dies")
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     (draft,) = entries(config)
     assert draft.endswith(".draft")
-    prepared = prepare(config, SentencePieceBpeConfig(vocab_size=300))
-    assert prepared.built
-    assert entries(config) == [prepared.fingerprint]
-    assert len(list(prepared.folder.iterdir())) == 4
+    left = {path.name for path in (Path(str(config.cache_dir)) / "prepared" / draft).iterdir()}
+    assert "tokenizer.model" in left
+    (source,) = prepare(config, SentencePieceBpeConfig(vocab_size=300)).sources
+    assert source.built
+    assert entries(config) == [source.fingerprint]
+    assert not [path.name for path in source.folder.iterdir() if path.name.startswith(".")]
+    other = prepare(replace(config, cache_dir=f"{config.cache_dir}2"), SentencePieceBpeConfig(vocab_size=300))
+    sums = [{path.name: path.read_bytes() for path in one.folder.iterdir()} for one in (source, other.sources[0])]
+    assert sums[0] == sums[1], "as if nobody had killed it"

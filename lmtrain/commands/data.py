@@ -27,9 +27,10 @@ from lmtrain.commands import CommandParser, run_verb
 from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.cache import cache_folder, list_entries, remove_entry, remove_fingerprints
-from lmtrain.data.documents import Documents, Piece, TokenArray
+from lmtrain.data.documents import Piece, TokenArray
 from lmtrain.data.prepare import prepare
-from lmtrain.data.prepared import PreparedData
+from lmtrain.data.prepared import PreparedData, PreparedSource
+from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.run_dir import RunDir
 
@@ -61,15 +62,15 @@ def inspect(arguments: list[str]) -> None:
     config = compose_config(overrides, run)
     with Console(stderr=True).status("preparing") as status:
         data = prepare(config.data, config.tokenizer, on_progress=status.update)
-    documents = data.documents("train")[0]
     if run is not None:
         _warn_of_other_text(RunDir(run), data)
     if options.step is not None:
         _show_step(config, data, options.step, options.full)
     else:
-        _show_counts(data)
-        _show_lengths(documents.lengths)
-        _show_samples(data, documents, options.samples, config.seed, options.full)
+        for source in data.sources:
+            _show_counts(source, data.tokenizer)
+            _show_lengths(source.splits["train"].documents.lengths)
+            _show_samples(source, data.tokenizer, options.samples, config.seed, options.full)
 
 
 def _split_words(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -85,26 +86,32 @@ def _warn_of_other_text(run: RunDir, data: PreparedData) -> None:
         print(f"note: {run} was trained on other tokens: its text or its settings have changed\n", file=sys.stderr)
 
 
-def _show_counts(data: PreparedData) -> None:
-    for source in data.sources:
-        table = Table(title=escape(source.name), title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("")
-        rows: dict[str, list[str]] = {"documents": [], "tokens": [], "bytes": [], "bytes per token": []}
-        for name, split in source.splits.items():
-            table.add_column(SPLIT_WORDS[name], justify="right")
-            tokens = len(split.documents.tokens)
-            counts = (f"{len(split.documents):,}", f"{tokens:,}", f"{split.num_bytes:,}")
-            for row, cell in zip(rows.values(), (*counts, f"{split.num_bytes / tokens:.3f}"), strict=True):
-                row.append(cell)
-        for heading, cells in rows.items():
-            table.add_row(heading, *cells)
-        Console().print(table)
-        size = sum(path.stat().st_size for path in source.folder.iterdir())
-        print(f"tokenizer   {data.tokenizer.name}, vocabulary {data.tokenizer.vocab_size:,}")
-        for reason, count in source.left_out.items():
-            print(f"left out    {count:,} documents {reason}")
+def _show_counts(source: PreparedSource, tokenizer: Tokenizer) -> None:
+    table = Table(title=escape(source.name), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    columns = []
+    for name, split in source.splits.items():
+        table.add_column(SPLIT_WORDS[name], justify="right")
+        tokens, targets = len(split.documents.tokens), split.documents.num_targets
+        columns.append(
+            {
+                "documents": f"{len(split.documents):,}",
+                "tokens": f"{tokens:,}",
+                **({"... that are targets": f"{targets:,}"} if split.documents.counted is not None else {}),
+                "bytes" if targets == tokens else "bytes of targets": f"{split.num_bytes:,}",
+                "bytes per token" if targets == tokens else "bytes per target": f"{split.num_bytes / targets:.3f}",
+            }
+        )
+    for heading in columns[0]:
+        table.add_row(heading, *(column[heading] for column in columns))
+    Console().print(table)
+    size = sum(path.stat().st_size for path in source.folder.iterdir())
+    print(f"tokenizer   {tokenizer.name}, vocabulary {tokenizer.vocab_size:,}")
+    for reason, count in source.left_out.items():
+        print(f"left out    {count:,} documents: {reason}")
+    if not source.deduplicated:
         print(f"duplicates  {source.duplicates:,} documents equal to an earlier one, kept on its side of the split")
-        print(f"cache       {source.folder} ({_megabytes(size)}, {'built now' if source.built else 'found there'})")
+    print(f"cache       {source.folder} ({_megabytes(size)}, {'built now' if source.built else 'found there'})")
 
 
 def _show_lengths(lengths: NDArray[np.int64]) -> None:
@@ -126,11 +133,12 @@ def _show_lengths(lengths: NDArray[np.int64]) -> None:
     console.print(table, bars)
 
 
-def _show_samples(data: PreparedData, documents: Documents, number: int, seed: int, full: bool) -> None:
+def _show_samples(source: PreparedSource, tokenizer: Tokenizer, number: int, seed: int, full: bool) -> None:
+    documents = source.splits["train"].documents
     for chosen in sorted(random.Random(seed).sample(range(len(documents)), min(number, len(documents)))):
         document = documents[chosen]
         print(f"\ndocument {chosen:,} of {len(documents):,}: {_count(len(document.ids), 'token')}")
-        _print_pieces([document], data, len(documents), full)
+        _print_pieces([document], tokenizer, len(documents), full)
 
 
 def _show_step(config: ExperimentConfig, data: PreparedData, step: int, full: bool) -> None:
@@ -159,7 +167,7 @@ def _show_step(config: ExperimentConfig, data: PreparedData, step: int, full: bo
         different = len(np.unique(np.concatenate([piece.ids for piece in pieces])))
         name = f"{data.sources[number].name}, " if len(sources) > 1 else ""
         print(f"\nrow {row}: {name}{_places(pieces)}, {different} of them different")
-        _print_pieces(pieces, data, len(sources[number]), full, mark)
+        _print_pieces(pieces, data.tokenizer, len(sources[number]), full, mark)
 
 
 def _places(pieces: list[Piece]) -> str:
@@ -173,14 +181,14 @@ def _numbers(what: str, first: int, last: int) -> str:
     return f"{what} {first:,}" if first == last else f"{what}s {first:,} to {last:,}"
 
 
-def _print_pieces(pieces: list[Piece], data: PreparedData, num_documents: int, full: bool, mark: str = "|") -> None:
+def _print_pieces(pieces: list[Piece], tokenizer: Tokenizer, num_documents: int, full: bool, mark: str = "|") -> None:
     """Texts with the number of their document at the margin, and > before targets; `mark` where all tokens are."""
     width = len(str(num_documents))
     for piece in pieces:
         num_shown = len(piece.ids) if full else SHOWN_TOKENS
         margins = _margins(str(piece.document), width)
         for ids, sign in _marked(piece, num_shown, mark):
-            for line in _printable(data.tokenizer.decode(ids.tolist())).split("\n"):
+            for line in _printable(_decoded(ids, tokenizer)).split("\n"):
                 print(f"  {next(margins)} {sign} {line}")
         if num_shown < len(piece.ids):
             print(f"  {'':>{width}} … {_count(len(piece.ids) - num_shown, 'more token')}, shown by --full")
@@ -195,6 +203,15 @@ def _marked(piece: Piece, num_shown: int, mark: str) -> Iterator[tuple[TokenArra
     cuts = [0, *(1 + np.flatnonzero(np.diff(counted))), len(counted)]
     for start, stop in itertools.pairwise(cuts):
         yield piece.ids[start:stop], ">" if counted[start] else "|"
+
+
+def _decoded(ids: TokenArray, tokenizer: Tokenizer) -> str:
+    """The text of ids, with the names of special tokens."""
+    names = {number: name for name, number in tokenizer.special.items()}
+    cuts = np.flatnonzero(np.isin(ids, list(names)))
+    parts = np.split(ids, cuts)
+    texts = [names.get(int(part[0]), "") if len(part) else "" for part in parts]
+    return "".join(name + tokenizer.decode(part.tolist()) for name, part in zip(texts, parts, strict=True))
 
 
 def _margins(number: str, width: int) -> Iterator[str]:

@@ -34,6 +34,8 @@ BATCH_CHARS = 1_000_000
 BATCHES_PER_MARK = 64
 """So much is done again, at most, after a kill."""
 
+Encode = Callable[[list[Stretch]], tuple[int, dict[SplitName, Encoded]]]
+
 ALONE_CHARS = 24_000_000
 """Less text than this is tokenised sooner `alone` than other processes have started."""
 
@@ -118,12 +120,18 @@ def _encoded(
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
+    encode_columns = delayed(functools.partial(_encode_columns, encode))
     try:
         # Results come in order; few batches are in memory at a time.
         pool = Parallel(n_jobs=cores, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)
-        yield from pool(delayed(encode)(batch) for batch in batches)
+        yield from pool(encode_columns(list(zip(*batch, strict=True))) for batch in batches)
     finally:
         get_reusable_executor().shutdown(wait=True)  # or the processes would wait for more, beside the training
+
+
+def _encode_columns(encode: Encode, columns: list[tuple[Any, ...]]) -> tuple[int, dict[SplitName, Encoded]]:
+    """Columns go to another process in half the time of rows."""
+    return encode([Stretch(*row) for row in zip(*columns, strict=True)])
 
 
 def _encode(tokenizer: str, prompts: bool, batch: list[Stretch]) -> tuple[int, dict[SplitName, Encoded]]:

@@ -64,11 +64,3 @@ class Documents:
 
     def _piece(self, number: int, start: int, where: slice | NDArray[np.int64]) -> Piece:
         return Piece(number, start, self.tokens[where], None if self.counted is None else self.counted[where])
-
-
-def ends_found(tokens: TokenArray, end_id: int) -> NDArray[np.int64]:
-    """Where documents end, told by their end token; what follows the last one is a document too."""
-    ends = 1 + np.flatnonzero(tokens == end_id)
-    if len(tokens) and tokens[-1] != end_id:
-        ends = np.append(ends, len(tokens))
-    return ends

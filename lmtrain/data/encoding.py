@@ -5,6 +5,7 @@ Knows no files and no splits' meaning; runs in worker processes too, so it impor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,22 +15,18 @@ from numpy.typing import NDArray
 from lmtrain.config.schema import ChatConfig, DataConfig, PairsConfig
 from lmtrain.data.documents import TokenArray
 from lmtrain.data.prepared import SplitName
-from lmtrain.data.records import ROLES, Conversation, Fragment, Pair
+from lmtrain.data.records import Conversation, Fragment, Pair, Role
 from lmtrain.data.survey import Stretch
-from lmtrain.data.tokenizer import Tokenizer, token_dtype
+from lmtrain.data.tokenizer import ASSISTANT, SYSTEM, TOOL, TURN_END, USER, Tokenizer, token_dtype
 from lmtrain.errors import DataError
 
-TURN_END = "<|turn_end|>"
-
-
-def role_token(role: str) -> str:
-    """The special token that a message of this role begins with."""
-    return f"<|{role}|>"
+ROLE_TOKENS: dict[Role, str] = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT, "tool": TOOL}
+"""What a message begins with."""
 
 
 def special_tokens(data: DataConfig) -> list[str]:
     """The special tokens that documents of these settings need, beside the end of a document."""
-    return [*map(role_token, ROLES), TURN_END] if isinstance(data, ChatConfig) else []
+    return [*ROLE_TOKENS.values(), TURN_END] if isinstance(data, ChatConfig) else []
 
 
 def has_prompts(data: DataConfig) -> bool:
@@ -74,6 +71,8 @@ class Encoder:
 
     def __call__(self, batch: Sequence[Stretch]) -> dict[SplitName, Encoded]:
         """The tokens of each split. Raises DataError for text or ids that the tokenizer does not know."""
+        if all(isinstance(stretch.record, str) for stretch in batch):
+            return self._plain(batch)
         rows = [list(self._parts(stretch)) for stretch in batch]
         texts = [content for row in rows for content, _ in row if isinstance(content, str)]
         encoded = iter(self._tokenizer.encode_batch(texts) if texts else ())
@@ -84,6 +83,33 @@ class Encoder:
             self._collect(into, stretch, row, parts)
         return {split: self._encoded(found) for split, found in collectors.items()}
 
+    def _plain(self, batch: Sequence[Stretch]) -> dict[SplitName, Encoded]:
+        """The same for texts, of which there may be very many small ones."""
+        splits, texts, closes, ends = zip(*batch, strict=True)
+        arrays = self._tokenizer.encode_batch(texts)
+        encoded: dict[SplitName, Encoded] = {}
+        for split in dict.fromkeys(splits):
+            chosen = [one == split for one in splits]
+            columns = [list(itertools.compress(column, chosen)) for column in (texts, arrays, closes, ends)]
+            encoded[split] = self._joined(*columns)
+        return encoded
+
+    def _joined(self, texts: list[str], arrays: list[TokenArray], closes: list[bool], ends: list[bool]) -> Encoded:
+        has_end = np.array(ends)
+        stops = np.cumsum(np.fromiter(map(len, arrays), np.int64, len(arrays)) + has_end)
+        tokens = np.full(int(stops[-1]), self._tokenizer.end_id, self._dtype)
+        of_text = np.ones(len(tokens), np.bool_)
+        of_text[stops[has_end] - 1] = False
+        tokens[of_text] = np.concatenate(arrays)
+        whole = np.flatnonzero(closes)
+        return Encoded(
+            tokens=tokens,
+            ends=stops[whole],
+            counted=np.ones(len(tokens), np.bool_) if self._prompts else None,
+            prompts=np.zeros(len(whole), np.int64) if self._prompts else None,
+            num_bytes=sum(len(text) if text.isascii() else len(text.encode()) for text in texts),
+        )
+
     def _parts(self, stretch: Stretch) -> Iterator[tuple[str | TokenArray, bool]]:
         """Texts and single tokens in their order, and whether they are targets."""
         record = stretch.record
@@ -91,7 +117,7 @@ class Encoder:
         if isinstance(record, Conversation):
             for message in record.messages:
                 answers = message.role == "assistant"
-                yield self._special(role_token(message.role)), False
+                yield self._special(ROLE_TOKENS[message.role]), False
                 yield message.content, answers
                 yield self._special(TURN_END), answers
         elif isinstance(record, Pair):

@@ -1,39 +1,67 @@
-"""Prepared data: a corpus split, tokenised and kept on disk as memory-mapped arrays, built once for everyone.
+"""Prepared data: the sources of a run divided, tokenised and kept on disk as memory-mapped arrays.
 
-Owns what an entry of the cache holds and when it may be used. Does not read files (`sources`), choose what
-validates (`split`), make entries appear or go (`cache`) or cut sequences (`batches`).
+Owns what an entry of the cache holds and when it may be used. Does not read files (`sources`), choose what validates
+(`survey`), write tokens (`build`), make entries appear or go (`cache`) or cut sequences (`batches`).
 
-A cache entry `<cache>/prepared/<key>/` holds train.bin and val.bin (raw token ids), tokenizer.model and
-manifest.json. It appears by a rename when it is complete, so a kill at any moment leaves no half entry.
+An entry `<cache>/prepared/<key>/` holds the arrays of every source and split, tokenizer.model and manifest.json. It
+appears by a rename when it is complete, so a kill at any moment leaves no half entry; the next build goes on with what
+the killed one had done.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from lmtrain.config.schema import CharConfig, DataConfig, TokenizerConfig
-from lmtrain.data.cache import building, cache_folder, draft_of, publish
-from lmtrain.data.documents import Documents, ends_found
-from lmtrain.data.prepared import PreparedData, PreparedSource, PreparedSplit, SplitName
+from lmtrain.config.schema import DataConfig, MixtureConfig, TokenizerConfig, TokensConfig
+from lmtrain.data import checksums
+from lmtrain.data.build import ALONE_CHARS, TOKENIZER_FILE, SplitFiles, write_tokens
+from lmtrain.data.cache import building, cache_folder, draft_of, manifests, publish
+from lmtrain.data.division import place
+from lmtrain.data.encoding import has_prompts, special_tokens
+from lmtrain.data.prepared import PreparedData, PreparedSource, SplitName
 from lmtrain.data.sources import Corpus, open_corpus
-from lmtrain.data.split import Split, split_documents
-from lmtrain.data.tokenizer import Tokenizer, load_tokenizer, sample_for, token_dtype, train_tokenizer
+from lmtrain.data.survey import Survey, stretches, survey, texts_of
+from lmtrain.data.tokenizer import (
+    TextSample,
+    Tokenizer,
+    load_tokenizer,
+    sample_for,
+    tokenizer_file,
+    train_tokenizer,
+)
 from lmtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 
-PREPARE_VERSION = 1  # raise it when the same settings would give other tokens: older entries are then not used
+PREPARE_VERSION = 2  # raise it when the same settings would give other tokens: older entries are then not used
 
-_BATCH_CHARS = 4_000_000  # text tokenised at once
-_NOT_IN_KEY = {"seq_len", "cache_dir", "path"}  # settings that do not change the tokens of the same content
+MANIFEST = "manifest.json"
+
+# Settings that do not change the tokens of the same content.
+_NOT_IN_KEY = {
+    *("seq_len", "batches", "weight", "cache_dir", "sources"),
+    *("path", "val_path", "test_path", "target_path", "val_target_path", "test_target_path"),
+    *("hub", "hub_config", "hub_split", "revision"),  # what they name is in the text
+}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One data set of a run, opened."""
+
+    name: str  # in a mixture; else empty
+    config: DataConfig
+    corpus: Corpus
+    content: str  # its fingerprint
 
 
 def prepare(
@@ -43,25 +71,28 @@ def prepare(
 
     Any number of processes may call this at once: one builds, the others wait. The cache is `data.cache_dir`,
     else $LMTRAIN_CACHE, else the user's cache folder. `on_progress` gets short messages while something is
-    built. Raises DataError for unusable text, a vocabulary the text does not allow, or an unwritable cache.
+    built, the first of them why. Raises DataError for unusable text, a vocabulary the text does not allow, or an
+    unwritable cache.
     """
     report = on_progress or (lambda message: None)
-    corpus = open_corpus(data)
     cache = cache_folder(data)
-    content = corpus.fingerprint(cache)
-    folder = cache / "prepared" / _key(content, data, tokenizer)
-    if found := _load(folder, corpus, built=False):
+    sources = _open(data, cache)
+    _require_given(tokenizer, sources)
+    identity = _identity(sources, tokenizer)
+    folder = cache / "prepared" / _key(identity)
+    if found := _load(folder, sources, built=False):
         return found
     try:
         with building(folder, report):
-            if found := _load(folder, corpus, built=False):
+            if found := _load(folder, sources, built=False):
                 return found
+            report(f"preparing {' + '.join(source.corpus.name for source in sources)}: {_why(cache, identity)}")
             with draft_of(folder) as draft:
-                _build(draft, corpus, data, tokenizer, report)
-                if corpus.fingerprint(cache) != content:
-                    raise DataError(f"{corpus.name} changed while it was being prepared; start again")
+                _build(draft, sources, data, tokenizer, identity, report)
+                if any(source.corpus.fingerprint(cache) != source.content for source in sources):
+                    raise DataError(f"{sources[0].corpus.name} changed while it was being prepared; start again")
                 publish(draft, folder)
-            built = _load(folder, corpus, built=True)
+            built = _load(folder, sources, built=True)
     except OSError as error:
         raise DataError(
             f"cannot write prepared data to {cache}: {error.strerror or error}; "
@@ -71,139 +102,223 @@ def prepare(
     return built
 
 
-def _key(content: str, data: DataConfig, tokenizer: TokenizerConfig) -> str:
-    identity = {
-        "version": PREPARE_VERSION,
-        "content": content,
-        "data": {name: value for name, value in asdict(data).items() if name not in _NOT_IN_KEY},
-        "tokenizer": [type(tokenizer).__name__, asdict(tokenizer)],
-    }
+def _open(data: DataConfig, cache: Path) -> list[_Source]:
+    configs = {"": data}
+    if isinstance(data, MixtureConfig):
+        configs = {name: replace(one, cache_dir=data.cache_dir) for name, one in data.sources.items()}
+    corpora = {name: open_corpus(config) for name, config in configs.items()}
+    return [_Source(name, configs[name], corpus, corpus.fingerprint(cache)) for name, corpus in corpora.items()]
+
+
+def _require_given(tokenizer: TokenizerConfig, sources: list[_Source]) -> None:
+    """Raise DataError for token arrays with a tokenizer that would have to be trained on their text."""
+    arrays = [source for source in sources if isinstance(source.config, TokensConfig)]
+    if arrays and sample_for(tokenizer) is not None:
+        raise DataError(
+            f"{arrays[0].corpus.name} holds token ids, no text: name the tokenizer that made them, by "
+            "tokenizer=sentencepiece_model or tokenizer=huggingface, or take tokenizer=ids tokenizer.vocab_size=N"
+        )
+
+
+# ------------------------------------------------------------------------------------------- identity
+
+
+def _identity(sources: list[_Source], tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """All that the tokens follow from, as flat settings."""
+    identity: dict[str, Any] = {"version": PREPARE_VERSION}
+    for source in sources:
+        prefix = f"data.sources.{source.name}" if source.name else "data"
+        identity[prefix] = type(source.config).__name__
+        identity[f"{prefix} text"] = source.content
+        identity |= {f"{prefix}.{k}": v for k, v in asdict(source.config).items() if k not in _NOT_IN_KEY}
+    identity["tokenizer"] = type(tokenizer).__name__
+    identity |= {f"tokenizer.{key}": value for key, value in asdict(tokenizer).items() if key != "path"}
+    if file := tokenizer_file(tokenizer):
+        identity["tokenizer file"] = _file_sum(file)
+    return identity
+
+
+def _key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _file_sum(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+
+
+def _why(cache: Path, identity: Mapping[str, Any]) -> str:
+    """Why nothing in the cache will do: how the most similar entry differs."""
+    texts = {key for key in identity if key.endswith(" text")}
+    differences = [
+        sorted(key for key in {**identity, **other} if other.get(key) != identity.get(key))
+        for manifest in manifests(cache)
+        if (other := manifest.get("identity")) and any(other.get(key) == identity[key] for key in texts)
+    ]
+    if not differences:
+        return "this text is not in the cache"
+    nearest = min(differences, key=len)
+    return f"the cache has it with another {', '.join(nearest)}"
 
 
 # ------------------------------------------------------------------------------------------- reading
 
 
-def _load(folder: Path, corpus: Corpus, *, built: bool) -> PreparedData | None:
+def _load(folder: Path, sources: list[_Source], *, built: bool) -> PreparedData | None:
     """Open a cache entry; None if there is none or it is damaged."""
     if not folder.exists():
         return None
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, size in manifest["sizes"].items():
-            if (folder / name).stat().st_size != size:
-                raise ValueError(f"{name} has not {size} bytes")
-        tokenizer = load_tokenizer(folder / "tokenizer.model")
-        counts = manifest["counts"]
-        splits: dict[SplitName, PreparedSplit] = {}
-        for name in ("train", "val"):
-            tokens = np.memmap(folder / f"{name}.bin", token_dtype(tokenizer.vocab_size), "r")
-            documents = Documents(tokens, ends_found(tokens, tokenizer.end_id))
-            splits[name] = PreparedSplit(documents=documents, num_bytes=counts[f"{name}_bytes"])
-        source = PreparedSource(
-            name=corpus.name,
-            weight=1.0,
-            splits=splits,
-            left_out={"shorter than data.min_chars": counts["dropped"]},
-            duplicates=counts["duplicates"],
-            content=corpus.fingerprint(folder.parent.parent),
-            fingerprint=folder.name,
-            folder=folder,
-            built=built,
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        checksums.verify(folder, manifest["files"])
+        tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+        prepared = tuple(
+            _loaded(folder, source, tokenizer, manifest["sources"][source.name], built=built) for source in sources
         )
-        return PreparedData(sources=(source,), tokenizer=tokenizer)
+        return PreparedData(sources=prepared, tokenizer=tokenizer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         log.warning("prepared data in %s is damaged (%s); building it again", folder, error)
         return None
+
+
+def _loaded(
+    folder: Path, source: _Source, tokenizer: Tokenizer, content: Mapping[str, Any], *, built: bool
+) -> PreparedSource:
+    prompts = has_prompts(source.config)
+    num_bytes: dict[SplitName, int] = content["num_bytes"]
+    return PreparedSource(
+        name=source.corpus.name,
+        weight=source.config.weight,
+        splits={
+            split: SplitFiles(folder, source.name, split, prompts=prompts).load(tokenizer.vocab_size, size)
+            for split, size in num_bytes.items()
+        },
+        left_out=content["left_out"],
+        duplicates=content["duplicates"],
+        deduplicated=source.config.deduplicate,
+        content=source.content,
+        fingerprint=f"{folder.name}{source.name}",
+        folder=folder,
+        built=built,
+    )
 
 
 # ------------------------------------------------------------------------------------------- building
 
 
 def _build(
-    folder: Path,
-    corpus: Corpus,
+    draft: Path,
+    sources: list[_Source],
     data: DataConfig,
     config: TokenizerConfig,
+    identity: Mapping[str, Any],
     report: Callable[[str], None],
 ) -> None:
-    """Write a complete entry into the empty `folder`."""
-    report(f"reading {corpus.name}")
-    short: list[int] = []
-    split = split_documents(corpus.documents(on_short=lambda text: short.append(1)), data.split, data.val_fraction)
-    # A character without an id could not be encoded, so the char tokenizer sees the validation text as well.
-    seen = corpus.documents() if isinstance(config, CharConfig) else _training_text(corpus, split)
-    sample = sample_for(config)
+    """Write a complete entry into `draft`, going on with what is there."""
+    path = draft / TOKENIZER_FILE
+    sample = None if path.exists() else sample_for(config)
+    if sample is None and not path.exists():
+        _make_tokenizer(path, sources, {}, config, None)
+    if sample is None:
+        sources = [_cut_at(source, load_tokenizer(path).end_id) for source in sources]
+    surveys: dict[str, Survey] = {}
+    num_documents = 0
+    for source in sources:
+        report(f"reading {source.corpus.name}")
+        see = None if sample is None else functools.partial(_add, sample, num_documents)
+        surveys[source.name] = survey(source.corpus, source.config, report, see)
+        num_documents += len(surveys[source.name].sides)
     if sample is not None:
-        for text in seen:
-            sample.add(text, 0)
-    report("training the tokenizer")
-    lines = sample.lines(lambda key: True) if sample else []
-    tokenizer = train_tokenizer(config, lines, sample.characters if sample else "", [])
-    counts = _write_tokens(folder, corpus, split, tokenizer, report)
-    tokenizer.save(folder / "tokenizer.model")
-    manifest = {
-        "sizes": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-        "counts": counts | {"duplicates": split.duplicates, "dropped": len(short)},
-        "corpus": corpus.name,
-        "settings": [asdict(data), asdict(config)],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        report("training the tokenizer")
+        _make_tokenizer(path, sources, surveys, config, sample)
+    progress = _Progress(sum(found.num_chars for found in surveys.values()), report)
+    contents = {}
+    for source in sources:
+        found = surveys[source.name]
+        num_bytes = write_tokens(
+            draft,
+            source.name,
+            found.splits,
+            stretches(source.corpus, source.config, found),
+            prompts=has_prompts(source.config),
+            alone=found.num_chars < ALONE_CHARS,
+            report=progress.tell,
+        )
+        progress.before += found.num_chars
+        contents[source.name] = {
+            "name": source.corpus.name,
+            "num_bytes": num_bytes,
+            "left_out": found.left_out,
+            "duplicates": found.duplicates,
+        }
+    report("checksums")
+    files = checksums.of_files(path for path in sorted(draft.iterdir()) if path.name != MANIFEST)
+    corpus = " + ".join(source.corpus.name for source in sources)
+    manifest = {"corpus": corpus, "identity": identity, "sources": contents, "files": files}
+    (draft / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def _training_text(corpus: Corpus, split: Split) -> Iterator[str]:
-    return (text for text, _ in map(split.parts, corpus.documents()) if text)
+class _Progress:
+    """How much of all text is tokenised, told in hundredths."""
+
+    def __init__(self, num_chars: int, report: Callable[[str], None]) -> None:
+        self.before = 0  # characters of the sources that are done
+        self._num_chars = num_chars
+        self._report = report
+        self._told = ""
+
+    def tell(self, chars: int) -> None:
+        message = f"tokenising: {(self.before + chars) / self._num_chars:.0%}"
+        if message != self._told:
+            self._report(message)
+        self._told = message
 
 
-class _TokenWriter:
-    """Appends tokenised text to one file and counts what it was."""
-
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self._file = file
-        self._tokenizer = tokenizer
-        self._end = np.array([tokenizer.end_id], token_dtype(tokenizer.vocab_size))
-        self.documents = 0
-        self.bytes = 0
-
-    def write(self, texts: list[str], ends: list[bool]) -> None:
-        """Write each text, followed by the end token where its document ends."""
-        for ids, end in zip(self._tokenizer.encode_batch(texts), ends, strict=True):
-            self._file.write(ids.tobytes())
-            if end:
-                self._file.write(self._end.tobytes())
-        self.documents += len(texts)
-        self.bytes += sum(len(text.encode()) for text in texts)
+def _cut_at(source: _Source, end_id: int) -> _Source:
+    """Token arrays are cut into documents at the tokenizer's end token, if the settings name no other."""
+    if not isinstance(source.config, TokensConfig) or source.config.end_id is not None:
+        return source
+    return replace(source, corpus=open_corpus(replace(source.config, end_id=end_id)))
 
 
-def _write_tokens(
-    folder: Path, corpus: Corpus, split: Split, tokenizer: Tokenizer, report: Callable[[str], None]
-) -> dict[str, int]:
-    """Write train.bin and val.bin; returns the counts of both."""
-    num_chars = 0
-    with (folder / "train.bin").open("wb") as train_file, (folder / "val.bin").open("wb") as val_file:
-        train, val = _TokenWriter(train_file, tokenizer), _TokenWriter(val_file, tokenizer)
-        for texts in _batched(corpus.documents()):
-            parts = [split.parts(text) for text in texts]
-            train.write([head for head, _ in parts if head], [not tail for head, tail in parts if head])
-            val.write([tail for _, tail in parts if tail], [True for _, tail in parts if tail])
-            num_chars += sum(map(len, texts))
-            report(f"tokenising: {num_chars / split.num_chars:.0%}")
-    return {
-        "train_documents": train.documents,
-        "train_bytes": train.bytes,
-        "val_documents": val.documents,
-        "val_bytes": val.bytes,
-    }
+def _add(sample: TextSample, first: int, text: str, number: int) -> None:
+    sample.add(text, first + number)
 
 
-def _batched(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    num_chars = 0
-    for text in documents:
-        batch.append(text)
-        num_chars += len(text)
-        if num_chars >= _BATCH_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
+def _make_tokenizer(
+    path: Path,
+    sources: list[_Source],
+    surveys: Mapping[str, Survey],
+    config: TokenizerConfig,
+    sample: TextSample | None,
+) -> None:
+    """Save the tokenizer of all sources, made from the `sample` of their documents unless it is given."""
+    lines, characters = [], ""
+    if sample is not None:
+        characters = sample.characters
+        sides = np.concatenate([found.sides for found in surveys.values()])
+        train = place("train")
+        lines = sample.lines(lambda number: sides[number] == train)
+        if any(division.cuts for found in surveys.values() for division in found.divisions.values()):
+            lines = _lines_before_cuts(sources, surveys, config)
+    special = list(dict.fromkeys(name for source in sources for name in special_tokens(source.config)))
+    tokenizer = train_tokenizer(config, lines, characters, special)
+    if missing := [name for name in special if name not in tokenizer.special]:
+        raise DataError(f"the tokenizer {tokenizer.name} has no token {missing[0]}, which conversations need")
+    draft = path.with_name(f".{path.name}")
+    tokenizer.save(draft)
+    draft.replace(path)
+
+
+def _lines_before_cuts(sources: list[_Source], surveys: Mapping[str, Survey], config: TokenizerConfig) -> list[str]:
+    """A sample of the training text where a document is cut: its end is not to be learnt from."""
+    sample = sample_for(config)
+    assert sample is not None
+    for source in sources:
+        for stretch in stretches(source.corpus, source.config, surveys[source.name]):
+            if stretch.split == "train":
+                for text in texts_of(stretch.record):
+                    sample.add(text, 0)
+    return sample.lines(lambda number: True)

@@ -31,7 +31,8 @@ class PreparedSource:
     weight: float  # share of the sequences, beside those of the other sources
     splits: Mapping[SplitName, PreparedSplit]  # train and val, and test if there is one
     left_out: Mapping[str, int]  # documents that are in no split, by the reason
-    duplicates: int  # documents equal to an earlier one; left out with data.deduplicate, else on its side
+    duplicates: int  # documents equal to an earlier one
+    deduplicated: bool  # whether those are left out
     content: str  # fingerprint of its text alone
     fingerprint: str  # follows from the content, the split and the tokenizer: equal means equal tokens
     folder: Path  # its entry in the cache

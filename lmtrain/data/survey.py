@@ -9,30 +9,24 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from lmtrain.config.schema import DataConfig
-from lmtrain.data.division import CUT, LEFT_OUT, Division, divide, leave_out_copies, place
+from lmtrain.data.division import CUT, LEFT_OUT, Division, Sides, divide, leave_out_copies, place
 from lmtrain.data.prepared import SPLITS, SplitName
 from lmtrain.data.records import Conversation, Fragment, Pair, Record
+from lmtrain.data.sources import Corpus
 from lmtrain.errors import DataError
 
-
-class Corpus(Protocol):
-    """What a source provides (`sources.open_corpus`)."""
-
-    name: str
-    splits: tuple[SplitName, ...]
-
-    def records(self, split: SplitName = "train", on_skip: Callable[[str], None] | None = None) -> Iterator[Record]: ...
+PIECE_TOKENS = 1 << 20
+"""Of an array of tokens that is read at once."""
 
 
-@dataclass(frozen=True)
-class Stretch:
+class Stretch(NamedTuple):
     """A document, or a part of one, with the split it belongs to."""
 
     split: SplitName
@@ -45,6 +39,7 @@ class Stretch:
 class Survey:
     """Where the documents of a corpus go, in each of its own splits."""
 
+    sides: Sides  # of all documents, in the order they were read; see `Division`
     divisions: dict[SplitName, Division]
     splits: tuple[SplitName, ...]  # that they go to
     num_chars: int  # of all documents
@@ -52,8 +47,16 @@ class Survey:
     left_out: dict[str, int]  # documents that are in no split, by the reason
 
 
-def survey(corpus: Corpus, data: DataConfig, report: Callable[[str], None]) -> Survey:
-    """Read a corpus once. Raises DataError for what cannot be read, or if a split would be empty."""
+def survey(
+    corpus: Corpus,
+    data: DataConfig,
+    report: Callable[[str], None],
+    see: Callable[[str, int], None] | None = None,
+) -> Survey:
+    """Read a corpus once. Raises DataError for what cannot be read, or if a split would be empty.
+
+    `see` is shown every text, with the number of its document.
+    """
     left_out: Counter[str] = Counter({f"shorter than data.min_chars={data.min_chars}": 0})
     digests, lengths = array("Q"), array("q")
     numbers: dict[SplitName, range] = {}
@@ -63,10 +66,19 @@ def survey(corpus: Corpus, data: DataConfig, report: Callable[[str], None]) -> S
         if split not in corpus.splits:
             continue
         first = len(digests)
-        for digest, length, whole in _documents(corpus, data, split, left_out):
-            digests.append(digest)
+        hasher, length = hashlib.sha256(), 0
+        for record in _kept(corpus, data, split, left_out):
+            if see is not None:
+                for text in texts_of(record):
+                    see(text, len(digests))
+            hasher.update(_content(record))
+            length += size_of(record)
+            if isinstance(record, Fragment) and not record.last:
+                continue
+            digests.append(int.from_bytes(hasher.digest()[:8]))
             lengths.append(length)
-            divisible = divisible and not whole
+            divisible = divisible and not isinstance(record, Pair | Conversation)
+            hasher, length = hashlib.sha256(), 0
             if len(digests) % 100_000 == 0:
                 report(f"reading {corpus.name}: {len(digests):,} documents")
         numbers[split] = range(first, len(digests))
@@ -94,6 +106,7 @@ def survey(corpus: Corpus, data: DataConfig, report: Callable[[str], None]) -> S
         if not np.isin(together.sides, [place("train"), CUT]).any():
             raise DataError(f"every training document of {corpus.name} is one of another split (data.deduplicate)")
     return Survey(
+        sides=together.sides,
         divisions={split: _part(together, among) for split, among in numbers.items()},
         splits=tuple(splits),
         num_chars=int(all_lengths.sum()),
@@ -116,14 +129,31 @@ def stretches(corpus: Corpus, data: DataConfig, found: Survey) -> Iterator[Stret
                 yield from _cut(record, position, division.cuts[number])
             elif side != LEFT_OUT:
                 last = not isinstance(record, Fragment) or record.last
-                yield Stretch(SPLITS[side], record.text if isinstance(record, Fragment) else record, last, last)
+                content = record.text if isinstance(record, Fragment) else record
+                yield from _in_pieces(Stretch(SPLITS[side], content, last, last))
             position += size_of(record)
         if number + 1 < len(division.sides):
             raise DataError(f"{corpus.name} changed while it was being prepared; start again")
 
 
+def texts_of(record: Record) -> Sequence[str]:
+    """What is to be tokenised."""
+    match record:
+        case str():
+            return (record,)
+        case Fragment():
+            return (record.text,)
+        case Pair():
+            return record.source, record.target
+        case Conversation():
+            return [message.content for message in record.messages]
+    return ()
+
+
 def size_of(record: Record) -> int:
     """Characters of a document, or tokens if it is tokenised."""
+    if isinstance(record, str):  # most are
+        return len(record)
     match record:
         case Fragment():
             return len(record.text)
@@ -152,20 +182,7 @@ def _kept(corpus: Corpus, data: DataConfig, split: SplitName, left_out: Counter[
         yield record
 
 
-def _documents(
-    corpus: Corpus, data: DataConfig, split: SplitName, left_out: Counter[str]
-) -> Iterator[tuple[int, int, bool]]:
-    """Digest and length of each document, and whether it must stay whole."""
-    hasher, length = hashlib.sha256(), 0
-    for record in _kept(corpus, data, split, left_out):
-        hasher.update(_content(record))
-        length += size_of(record)
-        if not isinstance(record, Fragment) or record.last:
-            yield int.from_bytes(hasher.digest()[:8]), length, isinstance(record, Pair | Conversation)
-            hasher, length = hashlib.sha256(), 0
-
-
-def _content(record: Record) -> bytes:
+def _content(record: Record) -> bytes | memoryview:
     match record:
         case str():
             return _utf8(record)
@@ -175,7 +192,7 @@ def _content(record: Record) -> bytes:
             return _utf8(json.dumps([record.source, record.target]))
         case Conversation():
             return _utf8(json.dumps([[message.role, message.content] for message in record.messages]))
-    return np.ascontiguousarray(record).tobytes()
+    return np.ascontiguousarray(record).data  # no copy of an array on disk
 
 
 def _utf8(text: str) -> bytes:
@@ -193,7 +210,18 @@ def _cut(record: Record, position: int, cuts: tuple[int, int]) -> Iterator[Stret
         part = text[max(start - position, 0) : max(stop_here - position, 0)]
         if len(part):
             finished = last and stop_here == end
-            yield Stretch(split, part, closes=finished or stop == stop_here, ends=finished)
+            yield from _in_pieces(Stretch(split, part, closes=finished or stop == stop_here, ends=finished))
+
+
+def _in_pieces(stretch: Stretch) -> Iterator[Stretch]:
+    """An array may be the whole corpus, on disk: it is read piece by piece."""
+    split, ids, closes, ends = stretch
+    if not isinstance(ids, np.ndarray) or len(ids) <= PIECE_TOKENS:
+        yield stretch
+        return
+    for start in range(0, len(ids), PIECE_TOKENS):
+        last = start + PIECE_TOKENS >= len(ids)
+        yield Stretch(split, ids[start : start + PIECE_TOKENS], closes and last, ends and last)
 
 
 def _part(division: Division, among: range) -> Division:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
 from lmtrain.data.prepared import SPLITS, SplitName
-from lmtrain.data.records import Fragment, Record
+from lmtrain.data.records import Record
 from lmtrain.data.sources.bad_records import BadRecords
 from lmtrain.data.sources.files import LocalFile, SourceFile, read_note, write_note
-from lmtrain.errors import DataError
 
 
 class Reader(Protocol):
@@ -38,8 +37,6 @@ class Corpus:
     name: str  # in words, such as "Python 3.11 standard library"
     readers: Mapping[SplitName, Sequence[Reader]]  # of every split that is given; of training always
     on_bad_record: Literal["error", "skip"] = "error"
-    min_chars: int = 1
-    max_documents: int | None = None
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
@@ -60,29 +57,6 @@ class Corpus:
         """
         bad = BadRecords(skipped=self.on_bad_record == "skip", on_skip=on_skip)
         return chain.from_iterable(reader.records(bad) for reader in self.readers[split])
-
-    def documents(self, on_short: Callable[[str], None] | None = None) -> Iterator[str]:
-        """The training records that are texts, whole; those shorter than `min_chars` are handed to `on_short`."""
-        num_documents = 0
-        for text in islice(self._long_enough(on_short), self.max_documents):
-            num_documents += 1
-            yield text
-        if num_documents == 0:
-            raise DataError(f"{self.name} has no document of at least {self.min_chars} characters (data.min_chars)")
-
-    def _long_enough(self, on_short: Callable[[str], None] | None) -> Iterator[str]:
-        parts: list[str] = []
-        for record in self.records():
-            assert isinstance(record, str | Fragment)
-            parts.append(record.text if isinstance(record, Fragment) else record)
-            if isinstance(record, Fragment) and not record.last:
-                continue
-            text = "".join(parts)
-            parts = []
-            if len(text) >= self.min_chars:
-                yield text
-            elif on_short is not None:
-                on_short(text)
 
     def fingerprint(self, cache_dir: Path) -> str:
         """The sha256 of the content of all files in order; neither names nor folders matter.

@@ -7,7 +7,6 @@ import os
 import sys
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from lmtrain.config.schema import DataConfig, FilesConfig, PythonStdlibConfig
@@ -32,20 +31,15 @@ _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "
 def open_corpus(config: DataConfig) -> Corpus:
     """Find the files that `config` names. Raises DataError if there are none, or all are empty."""
     try:
-        corpus = _open(config)
+        match config:
+            case PythonStdlibConfig():
+                files = [TextReader(LocalFile(path)) for path in _stdlib_files()]
+                version = f"{sys.version_info.major}.{sys.version_info.minor}"
+                return Corpus(name=f"Python {version} standard library", readers={"train": files})
+            case FilesConfig():
+                return _open_files(config)
     except OSError as error:  # a folder that may not be entered, a name that is too long
         raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
-    return replace(corpus, min_chars=config.min_chars, max_documents=config.max_documents)
-
-
-def _open(config: DataConfig) -> Corpus:
-    match config:
-        case PythonStdlibConfig():
-            files = [TextReader(LocalFile(path)) for path in _stdlib_files()]
-            version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            return Corpus(name=f"Python {version} standard library", readers={"train": files})
-        case FilesConfig():
-            return _open_files(config)
     raise TypeError(f"no corpus for {type(config).__name__}")
 
 

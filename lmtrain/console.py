@@ -32,11 +32,12 @@ def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
     """Say what is about to be trained on what, and where."""
     splits = [data.documents(split) for split in ("train", "val")]
     log.info(
-        "data    %s: %d + %d documents, %.2f + %.2f M tokens (training + validation), vocabulary %d",
+        "data    %s: %d + %d documents, %.2f + %.2f M tokens (training + validation), vocabulary %d, %s",
         data.name,
         *(sum(map(len, documents)) for documents in splits),
         *(sum(len(one.tokens) for one in documents) / 1e6 for documents in splits),
         data.tokenizer.vocab_size,
+        "prepared now" if data.sources[0].built else "prepared before",
     )
     log.info(
         "model   %.2f M parameters on %s in %s; %d steps of %d x %d tokens",
@@ -89,7 +90,8 @@ class ProgressLine:
         self._shown |= record
         step = int(record["step"])
         if "val/loss" in record:
-            self._line(f"val loss {record['val/loss']:.4f}  bits/byte {record['val/bits_per_byte']:.4f}")
+            bits = record.get("val/bits_per_byte")  # absent where ids stand for no text
+            self._line(f"val loss {record['val/loss']:.4f}" + (f"  bits/byte {bits:.4f}" if bits is not None else ""))
         elif (
             "train/loss" in record and not self.terminal and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
         ):
@@ -129,11 +131,12 @@ def show_end(folder: RunDir, result: RunResult, objective: str, training_seconds
         duration(result.seconds),
         duration(training_seconds),
     )
+    bits = result.metrics.get("val/bits_per_byte")
     log.info(
-        "result  val loss %.4f, perplexity %.2f, bits per byte %.4f; best %s %.4f at step %s",
+        "result  val loss %.4f, perplexity %.2f%s; best %s %.4f at step %s",
         result.metrics["val/loss"],
         result.metrics["val/perplexity"],
-        result.metrics["val/bits_per_byte"],
+        f", bits per byte {bits:.4f}" if bits is not None else "",
         objective,
         math.nan if result.objective is None else result.objective,
         result.best_step,

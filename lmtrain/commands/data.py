@@ -26,7 +26,14 @@ from rich.table import Table
 from lmtrain.commands import CommandParser, run_verb
 from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
-from lmtrain.data.cache import cache_folder, list_entries, remove_entry, remove_fingerprints
+from lmtrain.data.cache import (
+    cache_folder,
+    list_entries,
+    remove_downloads,
+    remove_entry,
+    remove_fingerprints,
+    size_of_downloads,
+)
 from lmtrain.data.documents import Piece, TokenArray
 from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData, PreparedSource
@@ -243,13 +250,17 @@ def clean_cache(arguments: list[str]) -> None:
     entries = list_entries(cache)
     for entry in entries:
         print(f"{_megabytes(entry.num_bytes):>12}  {entry.folder.name}  {entry.corpus or 'not whole'}")
-    total = _megabytes(sum(entry.num_bytes for entry in entries))
+    downloads = size_of_downloads(cache)
+    if downloads:
+        print(f"{_megabytes(downloads):>12}  fetched from addresses")
+    total = _megabytes(sum(entry.num_bytes for entry in entries) + downloads)
     print(f"{total:>12}  in {_count(len(entries), 'prepared text')} of {cache}")
-    if options.dry_run or not (entries and (options.yes or _confirmed())):
+    if options.dry_run or not ((entries or downloads) and (options.yes or _confirmed())):
         return
     kept = [entry for entry in entries if not remove_entry(entry)]
     remove_fingerprints(cache)
-    freed = sum(entry.num_bytes for entry in entries if entry not in kept)
+    remove_downloads(cache)
+    freed = sum(entry.num_bytes for entry in entries if entry not in kept) + downloads
     print(f"freed {_megabytes(freed)}" + (f"; kept {len(kept)} that another process is building" if kept else ""))
 
 

@@ -128,7 +128,7 @@ def remove_entry(entry: CacheEntry) -> bool:
 
 
 def remove_fingerprints(cache: Path) -> None:
-    """Forget the sums of files: they are computed again when asked for."""
+    """Forget the sums of files and the commits of data sets: they are found again when asked for."""
     for path in (cache / "fingerprints").glob("*"):
         if re.fullmatch(r"[0-9a-f]{64}(\.\d+)?", path.name):
             path.unlink(missing_ok=True)
@@ -147,3 +147,18 @@ def _corpus(folder: Path) -> str | None:
         return str(json.loads((folder / "manifest.json").read_text())["corpus"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def downloads_of(cache: Path) -> Path:
+    """Where files from addresses are kept."""
+    return cache / "downloads"
+
+
+def remove_downloads(cache: Path) -> None:
+    """Delete what was fetched from addresses."""
+    shutil.rmtree(downloads_of(cache), ignore_errors=True)
+
+
+def size_of_downloads(cache: Path) -> int:
+    """Bytes of what was fetched from addresses."""
+    return sum(path.stat().st_size for path in downloads_of(cache).rglob("*") if path.is_file())

@@ -25,7 +25,8 @@ def evaluate(
 ) -> dict[str, float]:
     """`val/loss` (nats a token), `val/perplexity` and `val/bits_per_byte` over all batches, without dropout.
 
-    `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers. At most
+    `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers, and leaves
+    them out if it is 0, as of ids that stand for no text. At most
     `micro_batch_size` sequences go through the model at a time; None: a whole batch.
     """
     logits_of = model if forward is None else forward  # a compiled model has no truth value
@@ -42,8 +43,5 @@ def evaluate(
         num_targets += batch.num_targets
     model.train(was_training)
     mean = (total / num_targets).item()
-    return {
-        "val/loss": mean,
-        "val/perplexity": math.exp(min(mean, 700.0)),
-        "val/bits_per_byte": mean / math.log(2) / bytes_per_token,
-    }
+    bits = {"val/bits_per_byte": mean / math.log(2) / bytes_per_token} if bytes_per_token else {}
+    return {"val/loss": mean, "val/perplexity": math.exp(min(mean, 700.0)), **bits}

@@ -113,6 +113,10 @@ class ExperimentConfig:
         )
         for name in names:
             require(name in OBJECTIVES, f"objective {name!r} is never measured; there are {', '.join(OBJECTIVES)}")
+        require(
+            "val/bits_per_byte" not in names or not isinstance(self.tokenizer, IdsConfig),
+            "objective=val/bits_per_byte needs text: the ids of tokenizer=ids stand for no bytes",
+        )
         require(len(set(names)) == len(names), f"objective names {self.objective} twice")
 
     def _require_ramps(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmtrain.config.schema import DataConfig, FilesConfig, PythonStdlibConfig
-from lmtrain.data.cache import cache_folder
+from lmtrain.data.cache import cache_folder, downloads_of
 from lmtrain.data.prepared import SplitName
 from lmtrain.data.sources.corpus import Corpus, Reader
 from lmtrain.data.sources.fields import listed
@@ -56,7 +56,7 @@ def _stdlib_files() -> list[Path]:
 
 def _open_files(config: FilesConfig) -> Corpus:
     cache = cache_folder(config)
-    downloads = cache / "downloads"
+    downloads = downloads_of(cache)
     kind = kind_of(config, downloads)
     place = None if config.path is None else local_path(config.path)
     readers: dict[SplitName, list[Reader]]

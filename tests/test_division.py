@@ -25,6 +25,10 @@ from lmtrain.errors import DataError
 TRAIN, VAL, TEST = map(place, SPLITS)
 
 
+def by_document(values: np.ndarray, val_fraction: float, test_fraction: float) -> Division:
+    return divide_by_document(values, np.unique(values), val_fraction=val_fraction, test_fraction=test_fraction)
+
+
 def digests(*values: int) -> np.ndarray:
     return np.array(values, np.uint64)
 
@@ -48,20 +52,20 @@ def parts(text: str, side: int, cut: tuple[int, int] | None) -> list[str]:
 
 def test_whole_documents_go_by_the_order_of_their_digests() -> None:
     values = random.Random(0).sample(range(2**62), 100)
-    division = divide_by_document(digests(*values), val_fraction=0.1, test_fraction=0.2)
+    division = by_document(digests(*values), val_fraction=0.1, test_fraction=0.2)
     in_order = sorted(values)
     sides = dict(zip(values, division.sides.tolist(), strict=True))
     assert [value for value in in_order if sides[value] == VAL] == in_order[:10]
     assert [value for value in in_order if sides[value] == TEST] == in_order[10:30]
     assert not division.cuts
-    doubled = divide_by_document(digests(*values, *values[:7]), val_fraction=0.1, test_fraction=0.2)
+    doubled = by_document(digests(*values, *values[:7]), val_fraction=0.1, test_fraction=0.2)
     assert doubled.sides.tolist() == [*division.sides.tolist(), *division.sides[:7].tolist()]
 
 
 def test_one_document_more_moves_at_most_one() -> None:
     values = random.Random(1).sample(range(2**62), 101)
-    few = divide_by_document(digests(*values[:100]), val_fraction=0.2, test_fraction=0.0).sides
-    more = divide_by_document(digests(*values), val_fraction=0.2, test_fraction=0.0).sides
+    few = by_document(digests(*values[:100]), val_fraction=0.2, test_fraction=0.0).sides
+    more = by_document(digests(*values), val_fraction=0.2, test_fraction=0.0).sides
     assert np.count_nonzero(few != more[:100]) <= 1
 
 
@@ -110,14 +114,14 @@ def test_what_must_stay_whole_is_counted_not_cut() -> None:
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
 def test_no_side_is_ever_empty(fraction: float) -> None:
     assert parts("ab", CUT, tail(["ab"], fraction).cuts[0]) == ["a", "b", ""]
-    assert sorted(divide_by_document(digests(1, 2), val_fraction=fraction, test_fraction=0.0).sides) == [TRAIN, VAL]
-    three = divide_by_document(digests(1, 2, 3), val_fraction=fraction * 0.6, test_fraction=fraction * 0.4)
+    assert sorted(by_document(digests(1, 2), val_fraction=fraction, test_fraction=0.0).sides) == [TRAIN, VAL]
+    three = by_document(digests(1, 2, 3), val_fraction=fraction * 0.6, test_fraction=fraction * 0.4)
     assert sorted(three.sides) == [TRAIN, VAL, TEST]
 
 
 def test_too_little_is_refused() -> None:
     with pytest.raises(DataError, match=r"needs 2 different documents, found 1; use data\.split=tail"):
-        divide_by_document(digests(5, 5), val_fraction=0.1, test_fraction=0.0)
+        by_document(digests(5, 5), val_fraction=0.1, test_fraction=0.0)
     with pytest.raises(DataError, match="1 character: too little"):
         tail(["x"], 0.1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -28,6 +29,7 @@ class Division:
 
     sides: Sides  # (D,) a place in SPLITS, LEFT_OUT or CUT
     cuts: dict[int, tuple[int, int]]  # of each document that is CUT: characters before validation, before the test
+    different: int  # documents that differ from all others
 
 
 def place(split: SplitName) -> int:
@@ -35,13 +37,12 @@ def place(split: SplitName) -> int:
     return SPLITS.index(split)
 
 
-def divide_by_document(digests: Digests, *, val_fraction: float, test_fraction: float) -> Division:
+def divide_by_document(digests: Digests, different: Digests, *, val_fraction: float, test_fraction: float) -> Division:
     """Whole documents, the different ones in the order of their digests: the first validate, the next test.
 
     So equal documents are on one side, whatever the order of the files. At least one document for each fraction above
-    zero. Raises DataError if nothing is left to train on.
+    zero. `different` are the digests sorted, each once. Raises DataError if nothing is left to train on.
     """
-    different = np.unique(digests)
     num_val, num_test = (max(1, round(f * len(different))) if f else 0 for f in (val_fraction, test_fraction))
     if num_val + num_test >= len(different):
         needed = 1 + (val_fraction > 0) + (test_fraction > 0)
@@ -54,7 +55,7 @@ def divide_by_document(digests: Digests, *, val_fraction: float, test_fraction: 
     ends = np.append(different, np.uint64(2**64 - 1))  # none is below the last one but by chance of 2**-64
     sides[digests < ends[num_val + num_test]] = place("test")
     sides[digests < ends[num_val]] = place("val")
-    return Division(sides=sides, cuts={})
+    return Division(sides=sides, cuts={}, different=len(different))
 
 
 def divide_tail(
@@ -90,6 +91,7 @@ def divide_tail(
     return Division(
         sides=sides,
         cuts={int(n): (max(0, val_start - int(starts[n])), test_start - int(starts[n])) for n in cut},
+        different=len(originals),
     )
 
 
@@ -102,13 +104,15 @@ def divide(
     test_fraction: float,
     divisible: bool,
 ) -> Division:
-    """Divide as `mode` says; `auto`: by documents if there are enough different ones, else the tail."""
+    """Divide as `mode` says; `auto`: by documents if there are enough different ones, else the tail.
+
+    `lengths` are needed for the tail only.
+    """
+    different = np.unique(digests)
     if val_fraction == test_fraction == 0:  # the data have splits of their own
-        return Division(sides=np.zeros(len(digests), np.uint8), cuts={})
-    if mode == "auto":
-        mode = "document" if len(np.unique(digests)) >= MIN_DOCUMENTS else "tail"
-    if mode == "document":
-        return divide_by_document(digests, val_fraction=val_fraction, test_fraction=test_fraction)
+        return Division(sides=np.zeros(len(digests), np.uint8), cuts={}, different=len(different))
+    if mode == "document" or (mode == "auto" and len(different) >= MIN_DOCUMENTS):
+        return divide_by_document(digests, different, val_fraction=val_fraction, test_fraction=test_fraction)
     return divide_tail(digests, lengths, val_fraction=val_fraction, test_fraction=test_fraction, divisible=divisible)
 
 
@@ -117,4 +121,5 @@ def leave_out_copies(digests: Digests, division: Division) -> Division:
     _, first = np.unique(digests, return_index=True)
     sides = np.full(len(digests), LEFT_OUT, np.uint8)
     sides[first] = division.sides[first]
-    return Division(sides=sides, cuts={number: cut for number, cut in division.cuts.items() if sides[number] == CUT})
+    cuts = {number: cut for number, cut in division.cuts.items() if sides[number] == CUT}
+    return dataclasses.replace(division, sides=sides, cuts=cuts)

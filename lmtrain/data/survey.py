@@ -5,18 +5,19 @@ Owns what is left out and counted. Tokenises nothing; how documents are divided 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from lmtrain.config.schema import DataConfig
-from lmtrain.data.division import CUT, LEFT_OUT, Division, Sides, divide, leave_out_copies, place
+from lmtrain.data.division import CUT, LEFT_OUT, MIN_DOCUMENTS, Division, Sides, divide, leave_out_copies, place
 from lmtrain.data.prepared import SPLITS, SplitName
 from lmtrain.data.records import Conversation, Fragment, Pair, Record
 from lmtrain.data.sources import Corpus
@@ -58,82 +59,116 @@ def survey(
     `see` is shown every text, with the number of its document.
     """
     left_out: Counter[str] = Counter({f"shorter than data.min_chars={data.min_chars}": 0})
-    digests, lengths = array("Q"), array("q")
+    found = _Listing(data)
     numbers: dict[SplitName, range] = {}
-    divisible = True
     # Validation comes first: a copy of its documents in the training text is the one that is left out.
     for split in reversed(SPLITS):
-        if split not in corpus.splits:
-            continue
-        first = len(digests)
-        hasher, length = hashlib.sha256(), 0
-        for record in _kept(corpus, data, split, left_out):
-            if see is not None:
-                for text in texts_of(record):
-                    see(text, len(digests))
-            hasher.update(_content(record))
-            length += size_of(record)
-            if isinstance(record, Fragment) and not record.last:
-                continue
-            digests.append(int.from_bytes(hasher.digest()[:8]))
-            lengths.append(length)
-            divisible = divisible and not isinstance(record, Pair | Conversation)
-            hasher, length = hashlib.sha256(), 0
-            if len(digests) % 100_000 == 0:
-                report(f"reading {corpus.name}: {len(digests):,} documents")
-        numbers[split] = range(first, len(digests))
-        _require_documents(corpus, data, split, len(digests) - first)
-    all_digests, all_lengths = np.frombuffer(digests, np.uint64), np.frombuffer(lengths, np.int64)
-    own = numbers["train"]
+        if split in corpus.splits:
+            first = found.begin(split)
+            for record in _kept(corpus, data, split, left_out):
+                if see is not None:
+                    for text in texts_of(record):
+                        see(text, len(found.digests))
+                found.add(record)
+                if len(found.digests) % 100_000 == 0:
+                    report(f"reading {corpus.name}: {len(found.digests):,} documents")
+            numbers[split] = range(first, len(found.digests))
+            _require_documents(corpus, data, split, len(numbers[split]))
+    digests = np.frombuffer(found.digests, np.uint64)
     division = divide(
-        all_digests[own.start :],
-        all_lengths[own.start :],
+        digests[numbers["train"].start :],
+        np.frombuffer(found.lengths, np.int64),
         data.split,
         val_fraction=0.0 if "val" in numbers else data.val_fraction,
         test_fraction=0.0 if "test" in numbers else data.test_fraction,
-        divisible=divisible,
+        divisible=found.divisible,
     )
-    sides = np.empty(len(all_digests), np.uint8)
-    for split, among in numbers.items():
-        sides[among.start : among.stop] = place(split)
-    sides[own.start :] = division.sides
-    together = Division(sides=sides, cuts={own.start + number: cut for number, cut in division.cuts.items()})
-    splits = [name for name in SPLITS if name != "test" or "test" in numbers or data.test_fraction]
-    duplicates = len(all_digests) - len(np.unique(all_digests))
+    together = _with_given(division, numbers)
+    duplicates = len(digests) - (division.different if len(numbers) == 1 else len(np.unique(digests)))
     if data.deduplicate:
-        together = leave_out_copies(all_digests, together)
+        together = leave_out_copies(digests, together)
         left_out["equal to an earlier one (data.deduplicate)"] = duplicates
         if not np.isin(together.sides, [place("train"), CUT]).any():
             raise DataError(f"every training document of {corpus.name} is one of another split (data.deduplicate)")
     return Survey(
         sides=together.sides,
         divisions={split: _part(together, among) for split, among in numbers.items()},
-        splits=tuple(splits),
-        num_chars=int(all_lengths.sum()),
+        splits=tuple(name for name in SPLITS if name != "test" or "test" in numbers or data.test_fraction),
+        num_chars=found.num_chars,
         duplicates=duplicates,
         left_out=dict(left_out),
     )
 
 
+class _Listing:
+    """A digest of every document, and the lengths of training documents as long as they may be needed."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.digests, self.lengths = array("Q"), array("q")
+        self.num_chars = 0
+        self.divisible = True  # no document must stay whole
+        self._mode = data.split
+        self._different: set[int] = set()
+        self._hasher, self._length = hashlib.sha256(), 0  # of the document that is being read
+
+    def begin(self, split: SplitName) -> int:
+        """What comes is of this split; returns the number of its first document."""
+        self._measures = split == "train" and self._mode != "document"
+        return len(self.digests)
+
+    def add(self, record: Record) -> None:
+        self._hasher.update(_content(record))
+        self._length += size_of(record)
+        if isinstance(record, Fragment) and not record.last:
+            return
+        digest, length = int.from_bytes(self._hasher.digest()[:8]), self._length
+        self._hasher, self._length = hashlib.sha256(), 0
+        self.digests.append(digest)
+        self.num_chars += length
+        if isinstance(record, Pair | Conversation):
+            self.divisible = False
+        if self._measures:
+            self.lengths.append(length)
+            if self._mode == "auto":  # with enough documents, whole ones are divided
+                self._different.add(digest)
+                self._measures = len(self._different) < MIN_DOCUMENTS
+
+
+def _with_given(division: Division, numbers: Mapping[SplitName, range]) -> Division:
+    """The division of the training documents, with those of the splits that are given before them."""
+    sides = np.empty(max(among.stop for among in numbers.values()), np.uint8)
+    for split, among in numbers.items():
+        sides[among.start : among.stop] = place(split)
+    own = numbers["train"].start
+    sides[own:] = division.sides
+    cuts = {own + number: cut for number, cut in division.cuts.items()}
+    return Division(sides=sides, cuts=cuts, different=division.different)
+
+
 def stretches(corpus: Corpus, data: DataConfig, found: Survey) -> Iterator[Stretch]:
     """Every document that is kept, with its split, in the order of the corpus; always the same ones."""
+    changed = DataError(f"{corpus.name} changed while it was being prepared; start again")
     for split, division in found.divisions.items():
+        sides = division.sides.tobytes()  # looked up one by one, which arrays are slow at
         number, position = -1, 0
         for record in _kept(corpus, data, split, Counter()):
             if not isinstance(record, Fragment) or record.first:
                 number, position = number + 1, 0
-            if number >= len(division.sides):
-                raise DataError(f"{corpus.name} changed while it was being prepared; start again")
-            side = division.sides[number]
+            if number >= len(sides):
+                raise changed
+            side = sides[number]
             if side == CUT:
                 yield from _cut(record, position, division.cuts[number])
             elif side != LEFT_OUT:
+                if isinstance(record, str):
+                    yield Stretch(SPLITS[side], record, True, True)
+                    continue
                 last = not isinstance(record, Fragment) or record.last
                 content = record.text if isinstance(record, Fragment) else record
                 yield from _in_pieces(Stretch(SPLITS[side], content, last, last))
             position += size_of(record)
-        if number + 1 < len(division.sides):
-            raise DataError(f"{corpus.name} changed while it was being prepared; start again")
+        if number + 1 < len(sides):
+            raise changed
 
 
 def texts_of(record: Record) -> Sequence[str]:
@@ -172,10 +207,13 @@ def _kept(corpus: Corpus, data: DataConfig, split: SplitName, left_out: Counter[
 
     kept = 0
     for record in corpus.records(split, skip):
-        begins = not isinstance(record, Fragment) or record.first
-        if begins and not isinstance(record, Fragment) and size_of(record) < data.min_chars:
-            left_out[f"shorter than data.min_chars={data.min_chars}"] += 1
-            continue
+        if not isinstance(record, Fragment):
+            if size_of(record) < data.min_chars:
+                left_out[f"shorter than data.min_chars={data.min_chars}"] += 1
+                continue
+            begins = True
+        else:
+            begins = record.first  # what comes in fragments is long enough
         if begins and kept == data.max_documents:
             return
         kept += begins
@@ -183,9 +221,9 @@ def _kept(corpus: Corpus, data: DataConfig, split: SplitName, left_out: Counter[
 
 
 def _content(record: Record) -> bytes | memoryview:
+    if isinstance(record, str):
+        return _utf8(record)
     match record:
-        case str():
-            return _utf8(record)
         case Fragment():
             return _utf8(record.text)
         case Pair():
@@ -226,7 +264,7 @@ def _in_pieces(stretch: Stretch) -> Iterator[Stretch]:
 
 def _part(division: Division, among: range) -> Division:
     cuts = {number - among.start: cut for number, cut in division.cuts.items() if number in among}
-    return Division(sides=division.sides[among.start : among.stop], cuts=cuts)
+    return dataclasses.replace(division, sides=division.sides[among.start : among.stop], cuts=cuts)
 
 
 def _require_documents(corpus: Corpus, data: DataConfig, split: SplitName, count: int) -> None:

@@ -19,7 +19,7 @@ LAYERS = [
     ("errors", "machine", "origin", "redaction"),
     ("config", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
-    ("session",),
+    ("session", "inference"),
     ("run",),
     ("sweep",),
     ("commands",),

@@ -1,0 +1,11 @@
+"""A trained model in use: opened from a run folder, text in and text out, conversations.
+
+Trains nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from lmtrain.inference.chat import Chat
+from lmtrain.inference.trained import TrainedModel, load_model
+
+__all__ = ["Chat", "TrainedModel", "load_model"]

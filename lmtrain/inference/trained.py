@@ -1,0 +1,131 @@
+"""A trained model: opened from a run folder, and continuing texts.
+
+Importing this is light; torch is imported when a model is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmtrain.config.compose import compose_config
+from lmtrain.config.schema import ExperimentConfig
+from lmtrain.data.tokenizer import TURN_END, Tokenizer, load_tokenizer
+from lmtrain.errors import CheckpointError, ConfigError
+from lmtrain.inference.text_stream import TextStream
+from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
+from lmtrain.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from lmtrain.model.decoder import Decoder
+    from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder
+
+OnText = Callable[[int, str | None], None]
+"""Told the row and each new piece of its text as it comes, then None when that text has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model with its tokenizer."""
+
+    config: ExperimentConfig  # of the run
+    model: Decoder
+    tokenizer: Tokenizer
+    step: int  # of the checkpoint
+
+    @property
+    def seq_len(self) -> int:
+        """The context in tokens."""
+        return self.model.seq_len
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The ids of a prompt; of an empty one the end token, after which documents begin. Raises DataError."""
+        return self.tokenizer.encode(prompt).tolist() or [self.tokenizer.end_id]
+
+    def require_room(self, prompt_ids: Sequence[int], name: str = "the prompt") -> None:
+        """Raise ConfigError if a prompt is longer than the context."""
+        if len(prompt_ids) > self.seq_len:
+            raise ConfigError(
+                f"{name} has {len(prompt_ids):,} tokens, more than the model's context of {self.seq_len:,}"
+            )
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling = DEFAULT_SAMPLING,
+        *,
+        max_new_tokens: int,
+        seeds: Sequence[int] | None = None,
+        stops: Sequence[str] = (),
+        on_text: OnText | None = None,
+    ) -> list[str]:
+        """The texts that follow prompts, by the rules of `generate_batch`.
+
+        A text ends before any of `stops`, at the end of a document, at the end of a turn, or after max_new_tokens.
+        """
+        from lmtrain.model.generation import generate_batch
+
+        streams = [TextStream(self.tokenizer.decode, prompt, stops) for prompt in prompts]
+
+        def take(row: int, token: int | None) -> bool:
+            stream = streams[row]
+            piece = stream.finish() if token is None else stream.add(token)
+            if on_text is not None:
+                if piece:
+                    on_text(row, piece)
+                if token is None:
+                    on_text(row, None)
+            return stream.stopped
+
+        ends = {self.tokenizer.end_id, self.tokenizer.special.get(TURN_END, self.tokenizer.end_id)}
+        generate_batch(
+            self.model, prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stop_ids=ends, on_token=take
+        )
+        return [stream.text for stream in streams]
+
+
+def load_model(run: Path, *, checkpoint: str | None = None, device: str = "auto") -> TrainedModel:
+    """Open the model of a run folder.
+
+    Args:
+        checkpoint: `last`, `best` or the number of a step; None: the best if there is one, else the newest.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        UsageError: there is no such run, checkpoint or device, or a file is damaged.
+    """
+    config = compose_config([], run)  # refused before torch is imported
+    from lmtrain.hardware import choose_device
+    from lmtrain.model.decoder import build_model
+    from lmtrain.training.checkpoint import CheckpointFolder, load_weights
+
+    folder, where = RunDir(run), choose_device(device)
+    saved = _read_checkpoint(CheckpointFolder(folder.checkpoints), checkpoint, folder)
+    tokenizer = load_tokenizer(folder.tokenizer)
+    model = build_model(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len, dropout=0.0)
+    load_weights(model, saved.model)
+    return TrainedModel(
+        config=config, model=model.to(where).eval(), tokenizer=tokenizer, step=saved.meta["progress"]["step"]
+    )
+
+
+def _read_checkpoint(checkpoints: CheckpointFolder, wanted: str | None, run: RunDir) -> Checkpoint:
+    checkpoints.require_not_removed()
+    steps = sorted(int(path.name.removeprefix("step_")) for path in checkpoints.folder.glob("step_*"))
+    if not steps:
+        raise CheckpointError(
+            f"{run} has no checkpoint: a run writes them every trainer.checkpoint_every steps and at its end"
+        )
+    has_best = (checkpoints.folder / "best").is_dir()
+    if wanted is None:
+        wanted = "best" if has_best else "last"
+    if wanted == "last":
+        return checkpoints.load_newest()
+    if wanted == "best" and has_best:
+        return checkpoints.load("best")
+    if wanted.isdecimal() and int(wanted) in steps:
+        return checkpoints.load(f"step_{int(wanted):08d}")
+    there = ", ".join(["last", *["best"] * has_best, *map(str, steps)])
+    raise CheckpointError(f"{run} has no checkpoint {wanted!r}; there are {there}")

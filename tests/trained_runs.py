@@ -1,0 +1,53 @@
+"""Run folders with a model in them, made without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from command_line import TINY
+
+from lmtrain.config.compose import compose_config
+from lmtrain.config.saved import to_yaml
+from lmtrain.config.schema import ExperimentConfig
+from lmtrain.data.tokenizer import SPECIAL, ByteTokenizer, Tokenizer
+from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.run_dir import RunDir
+from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, capture
+
+
+def settings(*overrides: str) -> ExperimentConfig:
+    return compose_config([*TINY, "data.path=nowhere.txt", "model.init_std=0.3", "model.output_init=zero", *overrides])
+
+
+def fresh_model(config: ExperimentConfig, tokenizer: Tokenizer, seed: int) -> Decoder:
+    """One that says something: nothing in it is zero."""
+    torch.manual_seed(seed)
+    model = build_model(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len, dropout=0.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    return model
+
+
+def captured(model: Decoder, step: int) -> Checkpoint:
+    meta: dict[str, Any] = {"progress": {"step": step}}
+    return capture(model, [], torch.amp.GradScaler("cpu", enabled=False), meta)
+
+
+def make_run(folder: Path, tokenizer: Tokenizer, *overrides: str, steps: tuple[int, ...] = (1, 2, 3)) -> Path:
+    """A run with a checkpoint of other weights at each step, the second of them the best."""
+    config, run = settings(*overrides), RunDir(folder)
+    folder.mkdir()
+    run.write_texts({run.config.name: to_yaml(config)})
+    tokenizer.save(run.tokenizer)
+    checkpoints = CheckpointFolder(run.checkpoints, keep=len(steps) or 1)
+    for step in steps:
+        best = steps[1] if step >= steps[1] else None
+        checkpoints.save(captured(fresh_model(config, tokenizer, seed=step), step), step=step, best_step=best)
+    return folder
+
+
+def chat_tokenizer() -> Tokenizer:
+    return ByteTokenizer(SPECIAL)

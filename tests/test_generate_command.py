@@ -233,7 +233,7 @@ def on_terminal(lmtrain: CommandLine, words: list[str], typed: tuple[str, ...] =
         except OSError:  # the program has closed its side
             break
         shown += part
-        if part.endswith(b"> "):
+        if shown.endswith(b"> "):
             os.write(terminal, next(answers).encode())
     os.close(terminal)
     status = process.wait()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import TINY, CommandLine, snapshot
+from command_line import TINY, snapshot
+from full_disk import on_a_small_disk
 
 from lmtrain.commands.verify_resume import compare_ends
 from lmtrain.config.compose import compose_config
@@ -173,26 +173,6 @@ def test_a_full_disk_ends_a_run_with_its_result(run: Path, monkeypatch: pytest.M
     assert newest(run).name == last
     monkeypatch.undo()
     assert resume(run, "trainer.max_steps=20", "force=true").step == 20
-
-
-def on_a_small_disk(folder: Path, kilobytes: int, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script beside a folder `disk` of so many kilobytes, mounted for it; skip where that is not allowed."""
-    (folder / "disk").mkdir(exist_ok=True)
-    space = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs disk"
-    try:
-        subprocess.run([*space, mount], cwd=folder, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("file systems cannot be mounted here")
-    return subprocess.run(
-        [*space, f"{mount}\n{script}"],
-        cwd=folder,
-        env=CommandLine(folder).environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmtrain.data import build
-from lmtrain.data.build import TOKENIZER_FILE, SplitFiles, write_tokens
+from lmtrain.data.build import TOKENIZER_FILE, SplitFiles, remove_marks, write_tokens
 from lmtrain.data.documents import Documents
 from lmtrain.data.prepared import SPLITS
 from lmtrain.data.records import Pair
@@ -81,6 +81,9 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, pairs: bool) -> Non
         marks = list((tmp_path / "killed").glob(".*mark"))
         assert len(marks) == (die_after > 3), "what is whole is remembered"
     write(tmp_path / "killed", pairs=pairs)
+    write(tmp_path / "killed", pairs=pairs)  # nothing is left to do
+    for folder in ("killed", "whole"):
+        remove_marks(tmp_path / folder)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 

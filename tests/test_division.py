@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmtrain.data import division as division_module
 from lmtrain.data.division import (
     CUT,
     LEFT_OUT,
@@ -149,3 +150,10 @@ def test_the_tail_loses_nothing_and_leaks_nothing(texts: list[str], val: float, 
     assert "T" in order
     assert "V" in order
     assert ("X" in order) == (test > 0)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=40), st.integers(1, 9))
+def test_digests_are_sorted_once_each(values: list[int], chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(division_module, "CHUNK", chunk)
+        assert division_module.sorted_once(digests(*values)).tolist() == sorted(set(values))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,8 @@ TOKENIZER_FILE = "tokenizer.model"
 
 BATCH_CHARS = 1_000_000
 """Text tokenised at once by one process."""
+
+_MARK = ".mark"
 
 BATCHES_PER_MARK = 64
 """So much is done again, at most, after a kill."""
@@ -71,25 +75,29 @@ def write_tokens(
     A build that was killed here goes on: `stretches` must be the same then. `report` gets the characters that are
     done.
     """
-    mark = _Mark(folder / f".{source}.mark")
+    mark = _Mark(folder / f".{source}{_MARK}")
     with ExitStack() as open_files:
         writers = {
             split: _Writer(SplitFiles(folder, source, split, prompts=prompts), mark.sizes.get(split), open_files)
             for split in splits
         }
         batches = islice(_batches(stretches), mark.batches, None)
-        done = mark.chars
-        for number, (chars, encoded) in enumerate(
-            _encoded(batches, folder, prompts=prompts, alone=alone), start=mark.batches + 1
-        ):
+        for chars, encoded in _encoded(batches, folder, prompts=prompts, alone=alone):
             for split, tokens in encoded.items():
                 writers[split].write(tokens)
-            done += chars
-            report(done)
-            if number % BATCHES_PER_MARK == 0:
-                mark.write(number, done, {split: writer.sync() for split, writer in writers.items()})
-        mark.path.unlink(missing_ok=True)
+            mark.batches += 1
+            mark.chars += chars
+            report(mark.chars)
+            if mark.batches % BATCHES_PER_MARK == 0:
+                mark.write({split: writer.sync() for split, writer in writers.items()})
+        mark.write({split: writer.sync() for split, writer in writers.items()})
         return {split: writer.num_bytes for split, writer in writers.items()}
+
+
+def remove_marks(folder: Path) -> None:
+    """Forget how far the files of a draft had come: they are complete."""
+    for path in folder.glob(f".*{_MARK}"):
+        path.unlink()
 
 
 def _batches(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
@@ -110,23 +118,29 @@ def _batches(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
 
 def _encoded(
     batches: Iterable[list[Stretch]], folder: Path, *, prompts: bool, alone: bool
-) -> Iterator[tuple[int, dict[SplitName, Encoded]]]:
+) -> Generator[tuple[int, dict[SplitName, Encoded]]]:
     """Every batch in order: its characters, and its tokens by split."""
     encode = functools.partial(_encode, str(folder / TOKENIZER_FILE), prompts)
     cores = available_cores()
     if alone or cores == 1:
-        yield from map(encode, batches)
+        try:
+            yield from map(encode, batches)
+        finally:
+            _encoder.cache_clear()  # it remembers words, which the training has no use for
         return
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
+    from loky import get_reusable_executor
 
-    encode_columns = delayed(functools.partial(_encode_columns, encode))
+    executor = get_reusable_executor(max_workers=cores)
+    encoding: deque[Future[tuple[int, dict[SplitName, Encoded]]]] = deque()
     try:
-        # Results come in order; few batches are in memory at a time.
-        pool = Parallel(n_jobs=cores, return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)
-        yield from pool(encode_columns(list(zip(*batch, strict=True))) for batch in batches)
+        for batch in batches:
+            if len(encoding) == 2 * cores:  # so many batches are in memory at a time
+                yield encoding.popleft().result()
+            encoding.append(executor.submit(_encode_columns, encode, list(zip(*batch, strict=True))))
+        while encoding:
+            yield encoding.popleft().result()
     finally:
-        get_reusable_executor().shutdown(wait=True)  # or the processes would wait for more, beside the training
+        executor.shutdown(wait=True, kill_workers=True)  # or they would wait for more, beside the training
 
 
 def _encode_columns(encode: Encode, columns: list[tuple[Any, ...]]) -> tuple[int, dict[SplitName, Encoded]]:
@@ -155,10 +169,12 @@ class _Mark:
         self.sizes: dict[str, dict[str, int]] = {}
         if path.exists():
             content = json.loads(path.read_text(encoding="utf-8"))
-            self.batches, self.chars, self.sizes = content["batches"], content["chars"], content["sizes"]
+            if content["batch_chars"] == BATCH_CHARS:  # else a batch is another one now
+                self.batches, self.chars, self.sizes = content["batches"], content["chars"], content["sizes"]
 
-    def write(self, batches: int, chars: int, sizes: dict[SplitName, dict[str, int]]) -> None:
-        write_atomically(self.path, json.dumps({"batches": batches, "chars": chars, "sizes": sizes}))
+    def write(self, sizes: dict[SplitName, dict[str, int]]) -> None:
+        content = {"batch_chars": BATCH_CHARS, "batches": self.batches, "chars": self.chars, "sizes": sizes}
+        write_atomically(self.path, json.dumps(content))
 
 
 class _Writer:

@@ -19,6 +19,9 @@ Sides = NDArray[np.uint8]
 LEFT_OUT, CUT = len(SPLITS), len(SPLITS) + 1
 """Beside the places in SPLITS: a document of no split, and one that is cut where the training text ends."""
 
+CHUNK = 1 << 20
+"""Digests looked at at once."""
+
 MIN_DOCUMENTS = 20
 """With fewer different documents than this, `auto` cuts the text itself: whole documents would be too coarse."""
 
@@ -108,12 +111,25 @@ def divide(
 
     `lengths` are needed for the tail only.
     """
-    different = np.unique(digests)
+    different = sorted_once(digests)
     if val_fraction == test_fraction == 0:  # the data have splits of their own
         return Division(sides=np.zeros(len(digests), np.uint8), cuts={}, different=len(different))
     if mode == "document" or (mode == "auto" and len(different) >= MIN_DOCUMENTS):
         return divide_by_document(digests, different, val_fraction=val_fraction, test_fraction=test_fraction)
     return divide_tail(digests, lengths, val_fraction=val_fraction, test_fraction=test_fraction, divisible=divisible)
+
+
+def sorted_once(digests: Digests) -> Digests:
+    """What `np.unique` gives, in a third of the memory: there may be very many."""
+    ordered = np.sort(digests)
+    length = 0
+    for start in range(0, len(ordered), CHUNK):
+        part = ordered[start : start + CHUNK]
+        before = ordered[length - 1 : length] if length else ~part[:1]
+        kept = part[np.concatenate([before, part[:-1]]) != part]
+        ordered[length : length + len(kept)] = kept
+        length += len(kept)
+    return ordered[:length]
 
 
 def leave_out_copies(digests: Digests, division: Division) -> Division:

@@ -23,7 +23,7 @@ import numpy as np
 
 from lmtrain.config.schema import DataConfig, MixtureConfig, TokenizerConfig, TokensConfig
 from lmtrain.data import checksums
-from lmtrain.data.build import ALONE_CHARS, TOKENIZER_FILE, SplitFiles, write_tokens
+from lmtrain.data.build import ALONE_CHARS, TOKENIZER_FILE, SplitFiles, remove_marks, write_tokens
 from lmtrain.data.cache import building, cache_folder, draft_of, manifests, publish
 from lmtrain.data.division import place
 from lmtrain.data.encoding import has_prompts, special_tokens
@@ -88,7 +88,7 @@ def prepare(
                 return found
             report(f"preparing {' + '.join(source.corpus.name for source in sources)}: {_why(cache, identity)}")
             with draft_of(folder) as draft:
-                _build(draft, sources, data, tokenizer, identity, report)
+                _build(draft, sources, tokenizer, identity, report)
                 if any(source.corpus.fingerprint(cache) != source.content for source in sources):
                     raise DataError(f"{sources[0].corpus.name} changed while it was being prepared; start again")
                 publish(draft, folder)
@@ -211,7 +211,6 @@ def _loaded(
 def _build(
     draft: Path,
     sources: list[_Source],
-    data: DataConfig,
     config: TokenizerConfig,
     identity: Mapping[str, Any],
     report: Callable[[str], None],
@@ -253,6 +252,7 @@ def _build(
             "left_out": found.left_out,
             "duplicates": found.duplicates,
         }
+    remove_marks(draft)
     report("checksums")
     files = checksums.of_files(path for path in sorted(draft.iterdir()) if path.name != MANIFEST)
     corpus = " + ".join(source.corpus.name for source in sources)

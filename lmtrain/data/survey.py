@@ -17,14 +17,24 @@ from typing import NamedTuple
 import numpy as np
 
 from lmtrain.config.schema import DataConfig
-from lmtrain.data.division import CUT, LEFT_OUT, MIN_DOCUMENTS, Division, Sides, divide, leave_out_copies, place
+from lmtrain.data.division import (
+    CUT,
+    LEFT_OUT,
+    MIN_DOCUMENTS,
+    Division,
+    Sides,
+    divide,
+    leave_out_copies,
+    place,
+    sorted_once,
+)
 from lmtrain.data.prepared import SPLITS, SplitName
 from lmtrain.data.records import Conversation, Fragment, Pair, Record
 from lmtrain.data.sources import Corpus
 from lmtrain.errors import DataError
 
-PIECE_TOKENS = 1 << 20
-"""Of an array of tokens that is read at once."""
+PIECE = 1 << 20
+"""Characters, or tokens of an array, that are encoded at once."""
 
 
 class Stretch(NamedTuple):
@@ -84,7 +94,7 @@ def survey(
         divisible=found.divisible,
     )
     together = _with_given(division, numbers)
-    duplicates = len(digests) - (division.different if len(numbers) == 1 else len(np.unique(digests)))
+    duplicates = len(digests) - (division.different if len(numbers) == 1 else len(sorted_once(digests)))
     if data.deduplicate:
         together = leave_out_copies(digests, together)
         left_out["equal to an earlier one (data.deduplicate)"] = duplicates
@@ -160,7 +170,7 @@ def stretches(corpus: Corpus, data: DataConfig, found: Survey) -> Iterator[Stret
             if side == CUT:
                 yield from _cut(record, position, division.cuts[number])
             elif side != LEFT_OUT:
-                if isinstance(record, str):
+                if isinstance(record, str) and len(record) <= PIECE:
                     yield Stretch(SPLITS[side], record, True, True)
                     continue
                 last = not isinstance(record, Fragment) or record.last
@@ -252,14 +262,19 @@ def _cut(record: Record, position: int, cuts: tuple[int, int]) -> Iterator[Stret
 
 
 def _in_pieces(stretch: Stretch) -> Iterator[Stretch]:
-    """An array may be the whole corpus, on disk: it is read piece by piece."""
-    split, ids, closes, ends = stretch
-    if not isinstance(ids, np.ndarray) or len(ids) <= PIECE_TOKENS:
+    """A text that is longer than a piece is cut after line ends; an array may be the whole corpus, on disk."""
+    split, record, closes, ends = stretch
+    if isinstance(record, Pair | Conversation | Fragment) or len(record) <= PIECE:
         yield stretch
         return
-    for start in range(0, len(ids), PIECE_TOKENS):
-        last = start + PIECE_TOKENS >= len(ids)
-        yield Stretch(split, ids[start : start + PIECE_TOKENS], closes and last, ends and last)
+    start = 0
+    while start < len(record):
+        stop = min(start + PIECE, len(record))
+        if isinstance(record, str) and stop < len(record):
+            stop = record.rfind("\n", start, stop) + 1 or stop
+        last = stop == len(record)
+        yield Stretch(split, record[start:stop], closes and last, ends and last)
+        start = stop
 
 
 def _part(division: Division, among: range) -> Division:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,7 @@ from lmtrain.data.encoding import Encoded, Encoder
 from lmtrain.data.prepared import PreparedSplit, SplitName
 from lmtrain.data.survey import Stretch, size_of
 from lmtrain.data.tokenizer import load_tokenizer, token_dtype
+from lmtrain.errors import DataError
 from lmtrain.machine import available_cores
 from lmtrain.run_dir import write_atomically
 
@@ -130,7 +133,7 @@ def _encoded(
         return
     from loky import get_reusable_executor
 
-    executor = get_reusable_executor(max_workers=cores)
+    executor = get_reusable_executor(max_workers=cores, initializer=_end_with, initargs=(os.getpid(),))
     encoding: deque[Future[tuple[int, dict[SplitName, Encoded]]]] = deque()
     try:
         for batch in batches:
@@ -139,8 +142,23 @@ def _encoded(
             encoding.append(executor.submit(_encode_columns, encode, list(zip(*batch, strict=True))))
         while encoding:
             yield encoding.popleft().result()
+    except BrokenExecutor as error:
+        raise DataError(
+            "a process that tokenises was killed, most likely for want of memory; free some and start again"
+        ) from error
     finally:
         executor.shutdown(wait=True, kill_workers=True)  # or they would wait for more, beside the training
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after `parent`, even if that is killed: it would wait for more, and nobody ask for it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _encode_columns(encode: Encode, columns: list[tuple[Any, ...]]) -> tuple[int, dict[SplitName, Encoded]]:

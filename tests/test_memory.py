@@ -243,6 +243,7 @@ def test_a_run_of_which_not_one_sequence_fits_says_so(lmtrain: CommandLine, corp
     assert (result_of(lmtrain)["status"], result_of(lmtrain)["step"]) == ("out_of_memory", 0)
 
 
+@pytest.mark.slow
 def test_what_auto_stood_for_is_kept(lmtrain: CommandLine, corpus: Path) -> None:
     """Device and number format are written into the folder; a later attempt takes them from there."""
     words = [*SHORT, f"data.path={corpus}", "resume=auto"]

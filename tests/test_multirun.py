@@ -134,6 +134,7 @@ def test_a_grid_typed_again_makes_only_what_is_new(lmtrain: CommandLine, rates: 
     assert "3 runs by val/loss" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_stopped_goes_on_when_typed_again(lmtrain: CommandLine, words: list[str]) -> None:
     mirrored = [word for word in words if word != "tracking=none"]
     grid = [*mirrored, "lr=1e-3,1e-2", "trainer.checkpoint_every=20", "sweep.name=rates"]

@@ -275,6 +275,7 @@ def test_what_cannot_be_confirmed_is_refused(settings: ExperimentConfig) -> None
 # ------------------------------------------------------------------------------------------- the real thing
 
 
+@pytest.mark.slow
 def test_a_confirmation_killed_and_continued_ends_the_same(lmtrain: CommandLine, corpus: Path) -> None:
     free = [word for word in TINY if not word.startswith("batch_size")]
     study = [

@@ -136,6 +136,7 @@ def test_an_interrupted_study_saves_and_goes_on(
     assert len(trials_of(folder)[0].user_attrs["attempts"]) == 2
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_with_the_threads_it_was_begun_with(lmtrain: CommandLine, words: list[str]) -> None:
     """Begun by one of two workers, of one thread each; continued by a single one, which has all cores."""
     folder = lmtrain.folder / "multirun/study"

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 from broken_files import KINDS, damaged
 
-from lmtrain.config.schema import ByteConfig, FilesConfig, IdsConfig, MixtureConfig, TextConfig, TokensConfig
+from lmtrain.config.schema import (
+    ByteConfig,
+    FilesConfig,
+    IdsConfig,
+    MixtureConfig,
+    RecordsConfig,
+    TextConfig,
+    TokensConfig,
+)
 from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
 from lmtrain.data.records import Conversation, Pair, Record
@@ -110,11 +118,26 @@ def fuzz(folder: Path, kind: str, cases: int) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_file_is_prepared_or_leaves_nothing(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_file_is_prepared_or_leaves_nothing(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert fuzz(tmp_path, kind, FEW) > 0
+    assert capfd.readouterr() == ("", ""), "no library says more of it than we do"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_hundreds_of_damaged_files(tmp_path: Path, kind: str) -> None:
     assert fuzz(tmp_path, kind, MANY) > MANY / 20
+
+
+def test_a_damaged_byte_in_a_field_that_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good"}\n{"text": "bad", "note": "\xfc"}\n{"text": "fine"}\n')
+    config = RecordsConfig(seq_len=8, path=str(path), cache_dir=str(tmp_path / "cache"))
+    refusal = prepared_or_refused(config, tokens=False)
+    assert isinstance(refusal, str)
+    assert "line 2" in refusal
+    found = prepared_or_refused(replace(config, on_bad_record="skip"), tokens=False)
+    assert isinstance(found, PreparedData)
+    assert found.sources[0].left_out[f"not UTF-8{SKIPPED}"] == 1

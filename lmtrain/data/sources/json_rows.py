@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.data.sources.bad_records import BadRecord, BadRecords
-from lmtrain.data.sources.blocks import blocks, lines_of, told, whole_lines
+from lmtrain.data.sources.blocks import blocks, is_unicode, lines_of, told, whole_lines
 from lmtrain.data.sources.fields import Rows
 from lmtrain.data.sources.files import in_short
 from lmtrain.errors import DataError
@@ -22,6 +22,9 @@ def json_lines(path: Path, bad: BadRecords) -> Rows:
     scan = json.JSONDecoder().raw_decode  # half the time of json.loads for short lines
     for block in told(path, whole_lines(path), bad):
         for number, line in enumerate(lines_of(block.text), block.line):
+            if block.flaw and not is_unicode(line):  # in whichever field
+                yield number, BadRecord("not UTF-8", "is not UTF-8")
+                continue
             try:
                 row, end = scan(line)
             except (ValueError, RecursionError):

@@ -153,6 +153,7 @@ def _built(path: Path, builder: str, options: Mapping[str, Any]) -> Rows:
     import datasets
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # the Hub need not hear of a file of this machine
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error of a file is raised, and told in a line
     with tempfile.TemporaryDirectory() as scratch:
         built = datasets.load_dataset_builder(
             builder, data_files={"train": [str(path)]}, cache_dir=scratch, **dict(options)

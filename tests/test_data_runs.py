@@ -153,6 +153,9 @@ def test_a_text_that_changes_under_a_study_ends_it(lmtrain: CommandLine, texts: 
     assert not (lmtrain.folder / "multirun/study/0003/result.json").exists()
     again = lmtrain(*words, status=1)
     assert "lines.txt has changed since this study began" in again.stderr
+    text.write_text(text.read_text()[::-1])
+    lmtrain(*words)
+    assert (lmtrain.folder / "multirun/study/0003/result.json").exists()
 
 
 @pytest.mark.slow

@@ -41,6 +41,9 @@ def open_study(plan: StudyPlan, definition: Mapping[str, str], *, force: bool) -
             f"{plan.folder} holds another study: {'; '.join(differences)}\n"
             "give this one a name of its own with sweep.name=NAME, or add force=true to go on all the same"
         )
+    if study.stopped is not None:
+        log.info("going on with a study that was stopped: %s", study.stopped)
+        study.stop(None)  # whoever starts it again has seen why
     write_description(plan)
     return study
 

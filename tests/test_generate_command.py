@@ -147,7 +147,7 @@ def test_texts_come_in_order_and_the_first_at_once(capsys: Capture) -> None:
     ("words", "message"),
     [
         ("--temperature -1", "temperature must be 0 or from 0.000001 up, got -1.0"),
-        ("--temperature warm", "argument --temperature/-t: invalid float value: 'warm'"),
+        ("--temperature warm", "argument --temperature: invalid float value: 'warm'"),
         ("--top-k 0", "top_k must be at least 1, got 0"),
         ("--top-k many", "argument --top-k: must be a number or all, got 'many'"),
         ("--top-p 0", "top_p must be above 0 and at most 1, got 0.0"),
@@ -175,14 +175,14 @@ def test_a_bad_request_is_told(words: str, message: str, runs: Path, capsys: Cap
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_no_run_is_told(tmp_path: Path, capsys: Capture) -> None:
+def test_what_is_not_there_is_told(runs: Path, tmp_path: Path) -> None:
     for words in (["nowhere"], [str(tmp_path)]):
         with pytest.raises(LmtrainError, match="there is no run folder"):
             command.main([*words, "--prompt", "x"])
     with pytest.raises(LmtrainError, match="arguments are required: RUN"):
         command.main([])
     with pytest.raises(LmtrainError, match=r"cannot read the prompt nowhere\.txt: No such file"):
-        command.main([str(tmp_path), "--prompt-file", "nowhere.txt"])
+        command.main([str(runs / "plain"), "--prompt-file", "nowhere.txt"])
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -245,7 +245,16 @@ def on_terminal(lmtrain: CommandLine, words: list[str], typed: tuple[str, ...] =
 def test_a_terminal_shows_the_prompt_dim_and_is_not_steered(
     lmtrain: CommandLine, runs: Path, trained: TrainedModel
 ) -> None:
-    words = ["generate", str(runs / "plain"), "--prompt", "the \x1b[31mcat", "--max-new-tokens", "60", "-t", "3"]
+    words = [
+        "generate",
+        str(runs / "plain"),
+        "--prompt",
+        "the \x1b[31mcat",
+        "--max-new-tokens",
+        "60",
+        "--temperature",
+        "3",
+    ]
     shown = on_terminal(lmtrain, words)
     text = text_of(trained, "the \x1b[31mcat", length=60, temperature=3)
     assert not text.isprintable()

@@ -32,6 +32,9 @@ from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 ROWS_AT_ONCE = 16
 """Texts that are made together."""
 
+ONE_THREAD_BELOW = 3_000_000
+"""Parameters of a model whose tokens are not made faster by a second thread, which on a busy machine is waited for."""
+
 
 def main(arguments: list[str]) -> int:
     """Write texts to standard output; exit status 0. Raises LmtrainError for what cannot be done."""
@@ -45,58 +48,46 @@ def main(arguments: list[str]) -> int:
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
     )
-    prompts = [] if options.chat else _prompts(options)
+    trained = load_model(options.run, checkpoint=options.checkpoint, device=options.device)
+    if trained.num_parameters < ONE_THREAD_BELOW:
+        from lmtrain.hardware import set_threads  # not at the top: torch
+
+        set_threads(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the prompts, whatever the locale
-    trained = load_model(options.run, checkpoint=options.checkpoint, device=options.device)
     if options.chat:
         _converse(trained, sampling, options)
     else:
-        _continue(trained, prompts, sampling, options)
+        _continue(trained, _prompts(options), sampling, options)
     return 0
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("generate", __doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run")
+    add, defaults = parser.add_argument, DEFAULT_SAMPLING
+    add("run", type=Path, metavar="RUN", help="the folder of a run")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", action="append", metavar="TEXT", help="what to go on with (default: standard input)")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, as one text")
     asked.add_argument("--chat", action="store_true", help="keep a conversation with a model trained on some")
-    parser.add_argument("--system", metavar="TEXT", help="with --chat: said to the model before the conversation")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="length of a text (default 200)")
-    temperature, top_k = DEFAULT_SAMPLING.temperature, DEFAULT_SAMPLING.top_k
-    parser.add_argument(
-        *("--temperature", "-t"),
-        type=float,
-        default=temperature,
-        metavar="T",
-        help=f"0: always the likeliest token; higher: more surprising (default {temperature})",
-    )
-    parser.add_argument(
-        "--top-k",
-        type=_top_k,
-        default=top_k,
-        metavar="K",
-        help=f"draw from the K likeliest tokens, or all (default {top_k})",
-    )
-    for name, meaning in {
-        "top-p": "draw from the likeliest tokens that together have probability P (default 1: all)",
-        "min-p": "draw from tokens at least P times as likely as the likeliest (default 0: all)",
-    }.items():
-        default = getattr(DEFAULT_SAMPLING, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="P", help=meaning)
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: fewer repetitions (default 1)"
-    )
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of everything random (default 0)")
-    parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="texts a prompt, with seeds S, S + 1, … (default 1)"
-    )
-    parser.add_argument("--strict", action="store_true", help="refuse a prompt that is longer than the context")
-    parser.add_argument("--checkpoint", metavar="C", help="last, best or a step (default: the best, else the newest)")
-    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or mps (default auto)")
+    add("--system", metavar="TEXT", help="with --chat: said to the model before the conversation")
+    add("--max-new-tokens", type=int, default=200, metavar="N", help="length of a text (default 200)")
+    hotter = f"0: always the likeliest token; higher: more surprising (default {defaults.temperature})"
+    add("--temperature", type=float, default=defaults.temperature, metavar="T", help=hotter)
+    likeliest = f"draw from the K likeliest tokens, or all (default {defaults.top_k})"
+    add("--top-k", type=_top_k, default=defaults.top_k, metavar="K", help=likeliest)
+    together = "draw from the likeliest tokens that together have probability P (default 1: all)"
+    add("--top-p", type=float, default=defaults.top_p, metavar="P", help=together)
+    share = "draw from tokens at least P times as likely as the likeliest (default 0: all)"
+    add("--min-p", type=float, default=defaults.min_p, metavar="P", help=share)
+    fewer = "above 1: fewer repetitions (default 1)"
+    add("--repetition-penalty", type=float, default=defaults.repetition_penalty, metavar="R", help=fewer)
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
+    add("--seed", type=int, default=0, metavar="S", help="of everything random (default 0)")
+    add("--num-samples", type=int, default=1, metavar="N", help="texts a prompt, with seeds S, S + 1, … (default 1)")
+    add("--strict", action="store_true", help="refuse a prompt that is longer than the context")
+    add("--checkpoint", metavar="C", help="last, best or a step (default: the best, else the newest)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or mps (default auto)")
     return parser
 
 

@@ -40,6 +40,10 @@ class TrainedModel:
         """The context in tokens."""
         return self.model.seq_len
 
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def encode_prompt(self, prompt: str) -> list[int]:
         """The ids of a prompt; of an empty one the end token, after which documents begin. Raises DataError."""
         return self.tokenizer.encode(prompt).tolist() or [self.tokenizer.end_id]

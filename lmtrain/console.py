@@ -39,6 +39,10 @@ def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
         data.tokenizer.vocab_size,
         "prepared now" if data.sources[0].built else "prepared before",
     )
+    for source in data.sources:
+        for reason, count in source.left_out.items():
+            if count:
+                log.info("left out of %s: %d documents: %s", source.name, count, reason)
     log.info(
         "model   %.2f M parameters on %s in %s; %d steps of %d x %d tokens",
         session.num_parameters / 1e6,

@@ -37,8 +37,7 @@ from lmtrain.training.trainer import Progress
 
 log = logging.getLogger(__name__)
 
-SAMPLE_PROMPT_TOKENS = 24
-"""How much validation text the sample at the end of a run begins with."""
+SAMPLE_PROMPT_TOKENS = 24  # of validation text, which the sample at the end of a run begins with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ def _build(config: ExperimentConfig, judge: StudyJudge | None) -> tuple[Session,
     set_threads(config.parallel.num_threads)
     data = prepare(config.data, config.tokenizer, on_progress=log.info)
     if judge is not None:
-        judge.read({source.name: source.content for source in data.sources})
+        judge.read(data.texts)
     return build_session(config, data, device), data
 
 
@@ -278,6 +277,7 @@ class _Attempt:
             "overrides": [redact(word) for word in self.origin.overrides],
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
+            "texts": self.data.texts,
             "error": f"{type(error).__name__}: {error}" if error is not None else None,
             "environment": describe_environment(),
         }

@@ -56,6 +56,7 @@ class Session:
     val_batches: EvalBatches
     val_bytes_per_token: float
     data_fingerprint: str
+    tokenizer_fingerprint: str
     total_steps: int
 
     @property
@@ -69,8 +70,9 @@ class Session:
     def restore(self, checkpoints: Path) -> Progress:
         """Continue from the newest sound checkpoint: model, optimizers, random states and the microbatch are put back.
 
-        Raises UsageError if it is of another model, or of other tokens (unless `force`).
+        Raises UsageError if it is of another model or tokenizer, or of other text (unless `force`).
         """
+        self._require_tokenizer(RunDir(checkpoints.parent))
         folder = CheckpointFolder(checkpoints)
         checkpoint = folder.load_newest()
         if checkpoint.meta["data_fingerprint"] != self.data_fingerprint and not self.config.force:
@@ -85,6 +87,15 @@ class Session:
         progress = Progress(**checkpoint.meta["progress"])
         folder.link(step=progress.step, best_step=progress.best_step)
         return progress
+
+    def _require_tokenizer(self, folder: RunDir) -> None:
+        """Weights mean nothing with other ids: `force` does not help against another tokenizer."""
+        if self.config.force and load_tokenizer(folder.tokenizer).fingerprint != self.tokenizer_fingerprint:
+            raise RunFolderError(
+                f"{folder} has another tokenizer than the one this text makes, so its weights mean nothing here; for a "
+                f"new run from its weights: tokenizer=sentencepiece_model tokenizer.path={folder.tokenizer} "
+                f"init_from={folder}"
+            )
 
     def find_micro_batch_size(self) -> None:
         """Settle how many sequences go through the model at a time. Raises torch.OutOfMemoryError if not one can."""
@@ -199,6 +210,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         val_batches=_val_batches(config, data),
         val_bytes_per_token=data.bytes_per_target("val"),
         data_fingerprint=data.fingerprint,
+        tokenizer_fingerprint=data.tokenizer.fingerprint,
         total_steps=total_steps,
     )
 

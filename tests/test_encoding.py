@@ -11,7 +11,7 @@ from lmtrain.config.schema import ChatConfig, PairsConfig, TextConfig
 from lmtrain.data.encoding import ROLE_TOKENS, Encoder, has_prompts, special_tokens
 from lmtrain.data.records import Conversation, Message, Pair
 from lmtrain.data.survey import Stretch
-from lmtrain.data.tokenizer import TURN_END, ByteTokenizer
+from lmtrain.data.tokenizer import TURN_END, ByteTokenizer, IdsTokenizer
 from lmtrain.errors import DataError
 
 TOKENIZER = ByteTokenizer([*ROLE_TOKENS.values(), TURN_END])
@@ -83,6 +83,10 @@ def test_ids_are_taken_as_they_are_if_the_tokenizer_knows_them() -> None:
         DataError, match=rf"id {TOKENIZER.vocab_size}, beyond the vocabulary of {TOKENIZER.vocab_size} "
     ):
         Encoder(TOKENIZER, prompts=False)([whole(np.array([TOKENIZER.vocab_size]))])
+    ids = Encoder(IdsTokenizer(99), prompts=False)
+    assert ids([whole(np.array([98]))])["train"].tokens.tolist() == [98, 99]
+    with pytest.raises(DataError, match=r"id 99, beyond the vocabulary of 99 \(ids\)"):
+        ids([whole(np.array([99]))])  # which only ends a document
 
 
 def test_settings_tell_what_is_needed() -> None:

@@ -230,6 +230,7 @@ def test_a_damaged_entry_is_built_again(config: TextConfig, caplog: pytest.LogCa
             with caplog.at_level(logging.WARNING):
                 again = prepare(config, CharConfig())
             assert again.sources[0].built
+            assert len(caplog.records) == 1
             assert "damaged" in caplog.text
             assert texts_in(again, "train") == expected
     assert not prepare(config, CharConfig()).sources[0].built

@@ -149,7 +149,10 @@ def test_pairs_conversations_and_ids_are_documents_too() -> None:
 def test_nothing_to_read_is_refused() -> None:
     with pytest.raises(DataError, match=r"made up has no document of at least 10 characters"):
         survey(MadeUp({"train": ["short"]}), replace(CONFIG, min_chars=10), lambda message: None)
-    with pytest.raises(DataError, match=r"the validation split of made up has no document"):
+    nothing = MadeUp({"train": []}, skipped=["not valid JSON"] * 3)
+    with pytest.raises(DataError, match=r"left out: 3 not valid JSON \(data\.on_bad_record=skip\)"):
+        survey(nothing, CONFIG, lambda message: None)
+    with pytest.raises(DataError, match=r"the val split of made up has no document"):
         survey(MadeUp({"train": ["text"], "val": []}), CONFIG, lambda message: None)
 
 

@@ -105,10 +105,14 @@ def _show_counts(source: PreparedSource, tokenizer: Tokenizer) -> None:
                 "documents": f"{len(split.documents):,}",
                 "tokens": f"{tokens:,}",
                 **({"... that are targets": f"{targets:,}"} if split.documents.counted is not None else {}),
-                "bytes" if targets == tokens else "bytes of targets": f"{split.num_bytes:,}",
-                "bytes per token" if targets == tokens else "bytes per target": f"{split.num_bytes / targets:.3f}",
             }
         )
+        if split.num_bytes:  # ids may stand for no text
+            what = "token" if targets == tokens else "target"
+            columns[-1] |= {
+                f"bytes of {what}s": f"{split.num_bytes:,}",
+                f"bytes per {what}": f"{split.num_bytes / targets:.3f}",
+            }
     for heading in columns[0]:
         table.add_row(heading, *(column[heading] for column in columns))
     Console().print(table)

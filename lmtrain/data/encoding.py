@@ -172,10 +172,11 @@ class Encoder:
         return np.array([number], self._dtype)
 
     def _checked(self, ids: NDArray[np.integer]) -> TokenArray:
-        if len(ids) and int(ids.max()) >= self._tokenizer.vocab_size:
+        known = getattr(self._tokenizer, "num_ids", self._tokenizer.vocab_size)
+        if len(ids) and int(ids.max()) >= known:
             raise DataError(
-                f"the token arrays hold the id {int(ids.max()):,}, beyond the vocabulary of "
-                f"{self._tokenizer.vocab_size:,} ({self._tokenizer.name}): choose the tokenizer that made them"
+                f"the token arrays hold the id {int(ids.max()):,}, beyond the vocabulary of {known:,} "
+                f"({self._tokenizer.name}): choose the tokenizer that made them"
             )
         return ids.astype(self._dtype)
 

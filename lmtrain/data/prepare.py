@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.config.schema import DataConfig, MixtureConfig, TokenizerConfig, TokensConfig
+from lmtrain.config.schema import DataConfig, IdsConfig, MixtureConfig, TokenizerConfig, TokensConfig
 from lmtrain.data import checksums
 from lmtrain.data.build import ALONE_CHARS, TOKENIZER_FILE, SplitFiles, remove_marks, write_tokens
 from lmtrain.data.cache import building, cache_folder, draft_of, manifests, publish
@@ -80,7 +80,7 @@ def prepare(
     _require_given(tokenizer, sources)
     identity = _identity(sources, tokenizer)
     folder = cache / "prepared" / _key(identity)
-    if found := _load(folder, sources, built=False):
+    if found := _load(folder, sources, built=False, tell=False):
         return found
     try:
         with building(folder, report):
@@ -160,14 +160,16 @@ def _why(cache: Path, identity: Mapping[str, Any]) -> str:
     if not differences:
         return "this text is not in the cache"
     nearest = min(differences, key=len)
+    if not nearest:
+        return "what the cache has of it is damaged"
     return f"the cache has it with another {', '.join(nearest)}"
 
 
 # ------------------------------------------------------------------------------------------- reading
 
 
-def _load(folder: Path, sources: list[_Source], *, built: bool) -> PreparedData | None:
-    """Open a cache entry; None if there is none or it is damaged."""
+def _load(folder: Path, sources: list[_Source], *, built: bool, tell: bool = True) -> PreparedData | None:
+    """Open a cache entry; None if there is none or it is damaged, which is logged unless it will be looked at again."""
     if not folder.exists():
         return None
     try:
@@ -179,7 +181,8 @@ def _load(folder: Path, sources: list[_Source], *, built: bool) -> PreparedData 
         )
         return PreparedData(sources=prepared, tokenizer=tokenizer)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-        log.warning("prepared data in %s is damaged (%s); building it again", folder, error)
+        if tell:
+            log.warning("prepared data in %s is damaged (%s); building it again", folder, error)
         return None
 
 
@@ -221,7 +224,8 @@ def _build(
     if sample is None and not path.exists():
         _make_tokenizer(path, sources, {}, config, None)
     if sample is None:
-        sources = [_cut_at(source, load_tokenizer(path).end_id) for source in sources]
+        given = not isinstance(config, IdsConfig) or config.end_id is not None  # else no id of theirs is the end
+        sources = [_cut_at(source, load_tokenizer(path).end_id) if given else source for source in sources]
     surveys: dict[str, Survey] = {}
     num_documents = 0
     for source in sources:

@@ -59,6 +59,11 @@ class PreparedData:
         shares = [f"{source.fingerprint} {source.weight!r}" for source in self.sources]
         return hashlib.sha256("\n".join(shares).encode()).hexdigest()[:32]
 
+    @property
+    def texts(self) -> dict[str, str]:
+        """The fingerprint of the text of each source: runs compare only if those of one name are equal."""
+        return {source.name: source.content for source in self.sources}
+
     def documents(self, split: SplitName) -> list[Documents]:
         """The documents of a split, source by source; none of sources without it."""
         return [source.splits[split].documents for source in self.sources if split in source.splits]

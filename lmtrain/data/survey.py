@@ -83,7 +83,7 @@ def survey(
                 if len(found.digests) % 100_000 == 0:
                     report(f"reading {corpus.name}: {len(found.digests):,} documents")
             numbers[split] = range(first, len(found.digests))
-            _require_documents(corpus, data, split, len(numbers[split]))
+            _require_documents(corpus, data, split, len(numbers[split]), left_out)
     digests = np.frombuffer(found.digests, np.uint64)
     division = divide(
         digests[numbers["train"].start :],
@@ -282,9 +282,14 @@ def _part(division: Division, among: range) -> Division:
     return dataclasses.replace(division, sides=division.sides[among.start : among.stop], cuts=cuts)
 
 
-def _require_documents(corpus: Corpus, data: DataConfig, split: SplitName, count: int) -> None:
-    if count == 0:
-        which = "" if split == "train" else {"val": "the validation split of ", "test": "the test split of "}[split]
-        raise DataError(
-            f"{which}{corpus.name} has no document of at least {data.min_chars} characters (data.min_chars)"
-        )
+def _require_documents(
+    corpus: Corpus, data: DataConfig, split: SplitName, count: int, left_out: Mapping[str, int]
+) -> None:
+    if count:
+        return
+    path = getattr(data, f"{split}_path", None)
+    name = corpus.name if split == "train" else f"the {split} split of {corpus.name}"
+    name = name if path is None else f"data.{split}_path={path}"
+    reasons = [f"{number:,} {reason}" for reason, number in left_out.items() if number]
+    what = f"; left out: {', '.join(reasons)}" if reasons else ""
+    raise DataError(f"{name} has no document of at least {data.min_chars} characters (data.min_chars){what}")

@@ -61,6 +61,15 @@ class Comparison:
         keys = dict.fromkeys(key for row in self.rows for key in row.settings)
         return [key for key in keys if len({row.settings.get(key) for row in self.rows}) > 1]
 
+    @property
+    def changed_texts(self) -> list[str]:
+        """The names of texts that are not the same in all runs."""
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            for name, fingerprint in row.result.get("texts", {}).items():
+                found.setdefault(name, set()).add(fingerprint)
+        return [name for name, fingerprints in found.items() if len(fingerprints) > 1]
+
 
 def compare(sweep_dir: Path) -> Comparison:
     """Every run of a sweep folder that has ended."""
@@ -96,6 +105,10 @@ def sum_up(sweep_dir: Path, objective_name: str, tracking: TrackingConfig, *, st
     metrics: dict[str, float] = {}
     if comparison.rows:
         print_table(comparison, objective_name)
+        for name in comparison.changed_texts:
+            log.warning(
+                "%s changed while these runs were made: they were not trained on the same, and do not compare", name
+            )
         files = write_files(comparison, sweep_dir, objective_name)
         log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
         if math.isfinite(best := comparison.rows[0].objective):

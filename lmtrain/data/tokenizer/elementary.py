@@ -80,6 +80,7 @@ class IdsTokenizer(Tokenizer):
     def __init__(self, num_ids: int, end_id: int | None = None, special: Sequence[str] = ()) -> None:
         """Ids below `num_ids`; `end_id` is one of them, or one more (None)."""
         own_end = 1 if end_id is None else 0
+        self.num_ids = num_ids  # without those added here
         self.end_id = num_ids if end_id is None else end_id
         self.special = _numbered(special, num_ids + own_end)
         self.vocab_size = num_ids + own_end + len(special)

@@ -106,9 +106,7 @@ def sum_up(sweep_dir: Path, objective_name: str, tracking: TrackingConfig, *, st
     if comparison.rows:
         print_table(comparison, objective_name)
         for name in comparison.changed_texts:
-            log.warning(
-                "%s changed while these runs were made: they were not trained on the same, and do not compare", name
-            )
+            log.warning("%s changed while these runs were made: they do not compare", name)
         files = write_files(comparison, sweep_dir, objective_name)
         log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
         if math.isfinite(best := comparison.rows[0].objective):

@@ -92,6 +92,8 @@ class _Row:
 
 @dataclass
 class _Loop:
+    """What all rows have in common, and the loop over their tokens."""
+
     model: Decoder
     sampling: Sampling
     max_new_tokens: int

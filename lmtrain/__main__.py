@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from lmtrain.commands import COMMANDS, load_command
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, PastHydra, explain
+from lmtrain.config.help import help_text
 from lmtrain.config.saved import SAVED_CONFIG
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError, RunFolderError
 from lmtrain.run_dir import RunDir
@@ -93,6 +94,9 @@ def _run(arguments: list[str]) -> int:
                 arguments = [*(word for word in arguments if word != DRY_RUN), "sweep.dry_run=true"]
                 sys.argv[1:] = arguments
             words = _parse(arguments)
+            if words.help:
+                print(help_text(words.overrides, folder=words.config_dir, name=words.config_name))
+                return 0
             import lmtrain.sweep.sweeper  # noqa: F401 (tells Hydra our configs and our sweeper)
 
             config_path, config_name = compose.primary_config(words.overrides)

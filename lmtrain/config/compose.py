@@ -53,12 +53,6 @@ def register() -> None:
     for group, options in SCHEMAS.items():
         for name, schema in options.items():
             store.store(group=group, name=name, node=schema, replace=True)
-    store.store(
-        group="hydra/help",
-        name=PRIMARY_CONFIG,
-        node={"app_name": "lmtrain", "header": "", "footer": "", "template": _help_template()},
-        replace=True,
-    )
     OmegaConf.register_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("run_number", lambda number: f"{number:04d}", replace=True)
     Plugins.instance().register(ShippedConfigs)
@@ -73,35 +67,6 @@ def _run_dir(resume: str | None, fresh: str) -> str:
 def group_options(group: str) -> list[str]:
     """Names of the shipped options of a group, without the bare schemas."""
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if path.stem[0] != "_")
-
-
-def _help_template() -> str:
-    groups = "\n".join(
-        f"  {group:<11} {', '.join(options)}" for group in [*SCHEMAS, "experiment"] if (options := group_options(group))
-    )
-    return f"""\
-Train a transformer language model from scratch; find by sweeps which settings are best.
-
-  python -m lmtrain                                  train with the defaults
-  python -m lmtrain model=small precision=bf16       choose options of groups
-  python -m lmtrain --multirun lr=1e-3,3e-3          a grid of runs, compared at the end
-  python -m lmtrain --multirun sweep=lr_dropout_batch   an Optuna study
-  python -m lmtrain resume=RUN trainer.max_steps=N   continue a run folder
-  python -m lmtrain --cfg job                        show the settings, run nothing
-  python -m lmtrain generate RUN [--chat]            text from a trained model, or a conversation with it
-  python -m lmtrain verify-resume [key=value ...]    prove that a killed run resumes to the bit, here
-  python -m lmtrain data inspect [RUN] [--step N]    look at the text, or at that of one step
-  python -m lmtrain data clean-cache                 delete prepared text
-
-Groups (group=option)
-
-{groups}
-
-Settings (key=value, group.key=value)
-
-$CONFIG
-Flags of Hydra: --hydra-help. Shell completion: eval "$$(lmtrain -sc install=bash)"
-"""
 
 
 def compose_config(overrides: Sequence[str], run: Path | None = None) -> ExperimentConfig:

@@ -29,6 +29,11 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(named).expanduser() if named else platformdirs.user_cache_path("lmtrain")
 
 
+def downloads_of(cache: Path) -> Path:
+    """Where files from addresses are kept."""
+    return cache / "downloads"
+
+
 @contextmanager
 def building(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of an entry; others that want to build it wait."""
@@ -79,9 +84,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# ------------------------------------------------------------------------------------------- freeing
-
-
 def manifests(cache: Path) -> Iterator[dict[str, Any]]:
     """What the entries of a cache say of themselves, those that can be read."""
     for path in sorted((cache / "prepared").glob("*/manifest.json")):
@@ -89,6 +91,9 @@ def manifests(cache: Path) -> Iterator[dict[str, Any]]:
             content = json.loads(path.read_text(encoding="utf-8"))
             if isinstance(content, dict):
                 yield content
+
+
+# ------------------------------------------------------------------------------------------- freeing
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,16 @@ def remove_fingerprints(cache: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def remove_downloads(cache: Path) -> None:
+    """Delete what was fetched from addresses."""
+    shutil.rmtree(downloads_of(cache), ignore_errors=True)
+
+
+def size_of_downloads(cache: Path) -> int:
+    """Bytes of what was fetched from addresses."""
+    return sum(path.stat().st_size for path in downloads_of(cache).rglob("*") if path.is_file())
+
+
 def _draft(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.draft")
 
@@ -147,18 +162,3 @@ def _corpus(folder: Path) -> str | None:
         return str(json.loads((folder / "manifest.json").read_text())["corpus"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def downloads_of(cache: Path) -> Path:
-    """Where files from addresses are kept."""
-    return cache / "downloads"
-
-
-def remove_downloads(cache: Path) -> None:
-    """Delete what was fetched from addresses."""
-    shutil.rmtree(downloads_of(cache), ignore_errors=True)
-
-
-def size_of_downloads(cache: Path) -> int:
-    """Bytes of what was fetched from addresses."""
-    return sum(path.stat().st_size for path in downloads_of(cache).rglob("*") if path.is_file())

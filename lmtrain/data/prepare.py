@@ -223,9 +223,8 @@ def _build(
     sample = None if path.exists() else sample_for(config)
     if sample is None and not path.exists():
         _make_tokenizer(path, sources, {}, config, None)
-    if sample is None:
-        given = not isinstance(config, IdsConfig) or config.end_id is not None  # else no id of theirs is the end
-        sources = [_cut_at(source, load_tokenizer(path).end_id) if given else source for source in sources]
+    if any(isinstance(source.config, TokensConfig) for source in sources):
+        sources = _cut(sources, config, load_tokenizer(path).end_id)
     surveys: dict[str, Survey] = {}
     num_documents = 0
     for source in sources:
@@ -280,11 +279,16 @@ class _Progress:
         self._told = message
 
 
-def _cut_at(source: _Source, end_id: int) -> _Source:
+def _cut(sources: list[_Source], config: TokenizerConfig, end_id: int) -> list[_Source]:
     """Token arrays are cut into documents at the tokenizer's end token, if the settings name no other."""
-    if not isinstance(source.config, TokensConfig) or source.config.end_id is not None:
-        return source
-    return replace(source, corpus=open_corpus(replace(source.config, end_id=end_id)))
+    if isinstance(config, IdsConfig) and config.end_id is None:
+        return sources  # none of their ids is the end
+    return [
+        replace(source, corpus=open_corpus(replace(source.config, end_id=end_id)))
+        if isinstance(source.config, TokensConfig) and source.config.end_id is None
+        else source
+        for source in sources
+    ]
 
 
 def _add(sample: TextSample, first: int, text: str, number: int) -> None:

@@ -50,12 +50,16 @@ class Stretch(NamedTuple):
 class Survey:
     """Where the documents of a corpus go, in each of its own splits."""
 
-    sides: Sides  # of all documents, in the order they were read; see `Division`
-    divisions: dict[SplitName, Division]
+    divisions: dict[SplitName, Division]  # in the order they were read
     splits: tuple[SplitName, ...]  # that they go to
     num_chars: int  # of all documents
     duplicates: int  # documents equal to an earlier one
     left_out: dict[str, int]  # documents that are in no split, by the reason
+
+    @property
+    def sides(self) -> Sides:
+        """Those of all documents."""
+        return np.concatenate([division.sides for division in self.divisions.values()])
 
 
 def survey(
@@ -101,7 +105,6 @@ def survey(
         if not np.isin(together.sides, [place("train"), CUT]).any():
             raise DataError(f"every training document of {corpus.name} is one of another split (data.deduplicate)")
     return Survey(
-        sides=together.sides,
         divisions={split: _part(together, among) for split, among in numbers.items()},
         splits=tuple(name for name in SPLITS if name != "test" or "test" in numbers or data.test_fraction),
         num_chars=found.num_chars,

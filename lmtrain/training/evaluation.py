@@ -26,8 +26,8 @@ def evaluate(
     """`val/loss` (nats a token), `val/perplexity` and `val/bits_per_byte` over all batches, without dropout.
 
     `bytes_per_token` is that of the text evaluated; it makes bits per byte comparable between tokenizers, and leaves
-    them out if it is 0, as of ids that stand for no text. At most
-    `micro_batch_size` sequences go through the model at a time; None: a whole batch.
+    them out if it is 0, as of ids that stand for no text. At most `micro_batch_size` sequences go through the model at
+    a time; None: a whole batch.
     """
     logits_of = model if forward is None else forward  # a compiled model has no truth value
     was_training = model.training

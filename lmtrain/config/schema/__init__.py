@@ -20,7 +20,7 @@ from lmtrain.config.schema.data import (
     TokensConfig,
 )
 from lmtrain.config.schema.experiment import SCHEMAS, ExperimentConfig
-from lmtrain.config.schema.model import DecoderConfig, ModelConfig
+from lmtrain.config.schema.model import DecoderConfig, EncoderDecoderConfig, ModelConfig, TransformerConfig
 from lmtrain.config.schema.optimizer import (
     AdafactorConfig,
     AdamConfig,
@@ -72,6 +72,7 @@ __all__ = [
     "DataConfig",
     "DecayConfig",
     "DecoderConfig",
+    "EncoderDecoderConfig",
     "ExperimentConfig",
     "FilesConfig",
     "HuggingFaceConfig",
@@ -104,5 +105,6 @@ __all__ = [
     "TokensConfig",
     "TrackingConfig",
     "TrainerConfig",
+    "TransformerConfig",
     "WarmupStableDecayConfig",
 ]

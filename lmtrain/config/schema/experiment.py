@@ -15,7 +15,7 @@ from lmtrain.config.schema.data import (
     TextConfig,
     TokensConfig,
 )
-from lmtrain.config.schema.model import DecoderConfig, ModelConfig
+from lmtrain.config.schema.model import DecoderConfig, EncoderDecoderConfig, ModelConfig, TransformerConfig
 from lmtrain.config.schema.optimizer import (
     AdafactorConfig,
     AdamConfig,
@@ -105,6 +105,7 @@ class ExperimentConfig:
                 f"({self.schedule.patience}), or the run ends before its rate is lowered",
             )
         self._require_ramps()
+        self._require_architecture()
 
     def _require_objectives(self) -> None:
         names = self.objectives if isinstance(self.objective, str | list) else (str(self.objective),)
@@ -138,10 +139,28 @@ class ExperimentConfig:
                 f"data.seq_len ({full}) must be trainer.initial_seq_len ({initial}) times a power of two",
             )
 
+    def _require_architecture(self) -> None:
+        if isinstance(self.model, TransformerConfig):
+            require(
+                self.model.attention != "flex" or self.dropout == 0,
+                f"model.attention=flex cannot drop out attention: use dropout=0 (got {self.dropout}) or another",
+            )
+        if isinstance(self.model, EncoderDecoderConfig):
+            sources = self.data.sources.values() if isinstance(self.data, MixtureConfig) else [self.data]
+            require(
+                all(isinstance(source, PairsConfig) and source.targets == "target" for source in sources),
+                "an encoder-decoder is trained on pairs of a source and a target: choose data=multi30k or data=pairs "
+                "(with data.targets=target), or a decoder such as model=nano",
+            )
+            require(
+                self.data.batches == "padded",
+                f"an encoder-decoder needs data.batches=padded, got {self.data.batches}",
+            )
+
 
 # Group → name of its bare typed option (`model=_decoder`): what a YAML option names first in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {"_decoder": DecoderConfig},
+    "model": {"_decoder": DecoderConfig, "_encoder_decoder": EncoderDecoderConfig},
     "data": {
         "_python_stdlib": PythonStdlibConfig,
         "_text": TextConfig,

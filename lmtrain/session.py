@@ -301,4 +301,4 @@ def _start_from(model: Decoder, source: RunDir, data: PreparedData) -> None:
         raise RunFolderError(f"init_from={source.path}: there is no run folder there")
     if load_tokenizer(source.tokenizer).fingerprint != data.tokenizer.fingerprint:
         raise RunFolderError(f"init_from={source.path}: that run has another tokenizer, its weights mean nothing here")
-    load_weights(model, CheckpointFolder(source.checkpoints).load_newest().model)
+    load_weights(model, CheckpointFolder(source.checkpoints).load_newest(weights_only=True).model)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,29 @@ def test_a_failed_write_in_the_background_is_raised_by_the_next_call(
         writer.wait()
     writer.wait()  # told once
     assert CheckpointFolder(tmp_path).load_newest().meta["step"] == 1
+
+
+def test_weights_are_read_without_what_only_training_needs(tmp_path: Path) -> None:
+    folder, parts = CheckpointFolder(tmp_path), build(seed=0)
+    state = folder.save(capture(*parts, {"step": 1}), step=1) / "training_state.safetensors"
+    whole = folder.load()
+    state.unlink()
+    for checkpoint in (folder.load("last", weights_only=True), folder.load_newest(weights_only=True)):
+        assert (checkpoint.state, checkpoint.meta) == ({}, whole.meta)
+        assert all(torch.equal(checkpoint.model[name], tensor) for name, tensor in whole.model.items())
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.load()
+
+
+def test_weights_alone_are_written_and_not_resumed_from(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    checkpoint = replace(capture(*build(seed=0), {"step": 7}), state={})
+    written = folder.write(checkpoint, step=7)
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["step_00000007"]
+    assert sorted(path.name for path in written.iterdir()) == ["manifest.json", "meta.json", "model.safetensors"]
+    assert folder.load(written.name, weights_only=True).meta["step"] == 7
+    with pytest.raises(CheckpointError, match=f"holds weights only, nothing to resume from: .* init_from={tmp_path}$"):
+        folder.load(written.name)
+    (written / "model.safetensors").write_bytes(b"?")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        folder.load(written.name, weights_only=True)

@@ -19,6 +19,7 @@ from lmtrain.commands import generate as command
 from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import LmtrainError
 from lmtrain.inference import Chat, TrainedModel, load_model
+from lmtrain.inference.trained import ROWS_AT_ONCE
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 
 Capture = pytest.CaptureFixture[str]
@@ -82,7 +83,7 @@ def test_every_line_is_a_prompt_and_every_prompt_has_its_samples(
     runs: Path, trained: TrainedModel, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than are made at once; each is what it would be alone."""
-    prompts = [f"line {number}" for number in range(command.ROWS_AT_ONCE // 2)] + ["ü", "a b"]
+    prompts = [f"line {number}" for number in range(ROWS_AT_ONCE // 2)] + ["ü", "a b"]
     give_input(monkeypatch, "\r\n".join([*prompts, ""]).encode())
     command.main([str(runs / "plain"), "--max-new-tokens", "5", "--num-samples", "2", "--seed", "7"])
     expected = [text_of(trained, prompt, seed, length=5) for prompt in prompts for seed in (7, 8)]
@@ -134,9 +135,8 @@ def test_texts_come_in_order_and_the_first_at_once(capsys: Capture) -> None:
     output(1, None)
     output(0, None)
     assert capsys.readouterr().out == "\nB\n"
-    output.first_row = 2
-    output(0, "C")
-    output(0, None)
+    output(2, "C")
+    output(2, None)
     assert capsys.readouterr().out == "C\n"
 
 

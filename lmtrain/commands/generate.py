@@ -29,9 +29,6 @@ from lmtrain.errors import DataError
 from lmtrain.inference import Chat, TrainedModel, load_model
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 
-ROWS_AT_ONCE = 16
-"""Texts that are made together."""
-
 ONE_THREAD_BELOW = 3_000_000
 """Parameters of a model whose tokens are not made faster by a second thread, which on a busy machine is waited for."""
 
@@ -158,18 +155,14 @@ def _continue(trained: TrainedModel, prompts: list[str], sampling: Sampling, opt
             _tell(f"{name} is empty: beginning as documents do")
     samples = range(options.num_samples)
     rows = [(prompt_ids, options.seed + sample) for prompt_ids in encoded for sample in samples]
-    output = Output([prompt for prompt in prompts for _ in samples])
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[first : first + ROWS_AT_ONCE]
-        output.first_row = first
-        trained.generate(
-            [prompt_ids for prompt_ids, _ in some],
-            sampling,
-            max_new_tokens=options.max_new_tokens,
-            seeds=[seed for _, seed in some],
-            stops=options.stop,
-            on_text=output,
-        )
+    trained.generate(
+        [prompt_ids for prompt_ids, _ in rows],
+        sampling,
+        max_new_tokens=options.max_new_tokens,
+        seeds=[seed for _, seed in rows],
+        stops=options.stop,
+        on_text=Output([prompt for prompt in prompts for _ in samples]),
+    )
 
 
 class Output:
@@ -177,14 +170,13 @@ class Output:
 
     def __init__(self, prompts: Sequence[str]) -> None:
         """`prompts` of all rows are shown before their texts on a terminal."""
-        self.first_row = 0  # number of row 0 of those that come now
         self._prompts = prompts
         self._waiting: defaultdict[int, deque[str | None]] = defaultdict(deque)
         self._current = 0
         _write_prompt(prompts[0])
 
     def __call__(self, row: int, piece: str | None) -> None:
-        self._waiting[self.first_row + row].append(piece)
+        self._waiting[row].append(piece)
         while waiting := self._waiting[self._current]:
             if (shown := waiting.popleft()) is not None:
                 write(shown)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,14 @@ from lmtrain.run_dir import RunDir
 
 if TYPE_CHECKING:
     from lmtrain.model.decoder import Decoder
-    from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder
+    from lmtrain.training.checkpoint import Checkpoint
 
 OnText = Callable[[int, str | None], None]
 """Told the row and each new piece of its text as it comes, then None when that text has ended."""
+
+
+ROWS_AT_ONCE = 16
+"""Texts that are made together, of more there may be: each takes room for its keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class TrainedModel:
         stops: Sequence[str] = (),
         on_text: OnText | None = None,
     ) -> list[str]:
-        """The texts that follow prompts, by the rules of `generate_batch`.
+        """The texts that follow prompts, by the rules of `generate_batch`, ROWS_AT_ONCE of them together.
 
         A text ends before any of `stops`, at the end of a document, at the end of a turn, or after max_new_tokens.
         """
@@ -73,7 +78,8 @@ class TrainedModel:
 
         streams = [TextStream(self.tokenizer.decode, prompt, stops) for prompt in prompts]
 
-        def take(row: int, token: int | None) -> bool:
+        def take(first: int, number: int, token: int | None) -> bool:
+            row = first + number
             stream = streams[row]
             piece = stream.finish() if token is None else stream.add(token)
             if on_text is not None:
@@ -84,9 +90,17 @@ class TrainedModel:
             return stream.stopped
 
         ends = {self.tokenizer.end_id, self.tokenizer.special.get(TURN_END, self.tokenizer.end_id)}
-        generate_batch(
-            self.model, prompts, sampling, max_new_tokens=max_new_tokens, seeds=seeds, stop_ids=ends, on_token=take
-        )
+        for first in range(0, len(prompts), ROWS_AT_ONCE):
+            some = slice(first, first + ROWS_AT_ONCE)
+            generate_batch(
+                self.model,
+                prompts[some],
+                sampling,
+                max_new_tokens=max_new_tokens,
+                seeds=None if seeds is None else seeds[some],
+                stop_ids=ends,
+                on_token=partial(take, first),
+            )
         return [stream.text for stream in streams]
 
 
@@ -103,10 +117,10 @@ def load_model(run: Path, *, checkpoint: str | None = None, device: str = "auto"
     config = compose_config([], run)  # refused before torch is imported
     from lmtrain.hardware import choose_device
     from lmtrain.model.decoder import build_model
-    from lmtrain.training.checkpoint import CheckpointFolder, load_weights
+    from lmtrain.training.checkpoint import load_weights
 
     folder, where = RunDir(run), choose_device(device)
-    saved = _read_checkpoint(CheckpointFolder(folder.checkpoints), checkpoint, folder)
+    saved = read_weights(folder, checkpoint)
     tokenizer = load_tokenizer(folder.tokenizer)
     model = build_model(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len, dropout=0.0)
     load_weights(model, saved.model)
@@ -115,7 +129,11 @@ def load_model(run: Path, *, checkpoint: str | None = None, device: str = "auto"
     )
 
 
-def _read_checkpoint(checkpoints: CheckpointFolder, wanted: str | None, run: RunDir) -> Checkpoint:
+def read_weights(run: RunDir, wanted: str | None) -> Checkpoint:
+    """The checkpoint that `load_model` takes of a run, without what only training needs. Raises CheckpointError."""
+    from lmtrain.training.checkpoint import CheckpointFolder
+
+    checkpoints = CheckpointFolder(run.checkpoints)
     checkpoints.require_not_removed()
     steps = sorted(int(path.name.removeprefix("step_")) for path in checkpoints.folder.glob("step_*"))
     if not steps:
@@ -126,10 +144,10 @@ def _read_checkpoint(checkpoints: CheckpointFolder, wanted: str | None, run: Run
     if wanted is None:
         wanted = "best" if has_best else "last"
     if wanted == "last":
-        return checkpoints.load_newest()
+        return checkpoints.load_newest(weights_only=True)
     if wanted == "best" and has_best:
-        return checkpoints.load("best")
+        return checkpoints.load("best", weights_only=True)
     if wanted.isdecimal() and int(wanted) in steps:
-        return checkpoints.load(f"step_{int(wanted):08d}")
+        return checkpoints.load(f"step_{int(wanted):08d}", weights_only=True)
     there = ", ".join(["last", *["best"] * has_best, *map(str, steps)])
     raise CheckpointError(f"{run} has no checkpoint {wanted!r}; there are {there}")

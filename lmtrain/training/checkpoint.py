@@ -2,9 +2,10 @@
 
 Tensors are copied to host memory first, which is all that training waits for; a thread writes them.
 
-`step_00001000/` holds `model.safetensors`, `training_state.safetensors` (optimizer moments, random states),
-`meta.json` (step, counts, scores) and `manifest.json` (format and sha256 of the others). It is written under a
-temporary name, synced and renamed; `last` and `best` are links to such folders. Reading executes no pickle.
+`step_00001000/` holds `model.safetensors`, `training_state.safetensors` (optimizer moments, random states; absent where
+a model was exported for use), `meta.json` (step, counts, scores) and `manifest.json` (format and sha256 of the others).
+It is written under a temporary name, synced and renamed; `last` and `best` are links to such folders. Reading executes
+no pickle.
 A format newer than ours is refused, not passed over like damage: an older checkpoint would undo what was trained since.
 """
 
@@ -41,7 +42,7 @@ class Checkpoint:
     """A checkpoint in memory."""
 
     model: dict[str, Tensor]
-    state: dict[str, Tensor]  # optimizer and random states, by flat name
+    state: dict[str, Tensor]  # optimizer and random states, by flat name; empty: weights only
     meta: dict[str, Any]
 
 
@@ -122,14 +123,13 @@ class CheckpointFolder:
 
         Raises RunError if it cannot be written (disk full); the one before stays as it was.
         """
-        final = self._step_folder(step)
         try:
-            self._write(checkpoint, final)
+            final = self.write(checkpoint, step=step)
             self.link(step=step, best_step=best_step)
             self._drop_old()
         except (OSError, SafetensorError) as error:
             raise RunError(
-                f"cannot write the checkpoint {final}: {getattr(error, 'strerror', None) or error}\n"
+                f"cannot write the checkpoint {self._step_folder(step)}: {getattr(error, 'strerror', None) or error}\n"
                 f"those before it are whole; when this is mended, go on with resume={self.folder.parent}"
             ) from error
         return final
@@ -143,8 +143,11 @@ class CheckpointFolder:
         if best_step is not None and self._step_folder(best_step).is_dir():
             self._point("best", self._step_folder(best_step))
 
-    def load(self, name: str = "last") -> Checkpoint:
-        """Read `last`, `best` or a step's folder, checking every sum. Raises CheckpointError, also NewerFormatError."""
+    def load(self, name: str = "last", *, weights_only: bool = False) -> Checkpoint:
+        """Read `last`, `best` or a step's folder, checking the sum of each file that is read.
+
+        `weights_only`: not what only training needs. Raises CheckpointError, also NewerFormatError.
+        """
         folder = self.folder / name
         self.require_not_removed()
         if not folder.is_dir():
@@ -156,12 +159,18 @@ class CheckpointFolder:
                     f"{folder} was written by a newer version of lmtrain (format {manifest['format']}, this one "
                     f"reads up to {FORMAT}): go on with that version"
                 )
-            for file in (MODEL, STATE, META):
-                if _sha256(folder / file) != manifest["sha256"][file]:
+            sums = manifest["sha256"]
+            if set(sums) == {MODEL, META} and not weights_only:
+                raise CheckpointError(
+                    f"{folder} holds weights only, nothing to resume from: start from them with "
+                    f"init_from={self.folder.parent}"
+                )
+            for file in (MODEL, META) if weights_only else (MODEL, STATE, META):
+                if _sha256(folder / file) != sums[file]:
                     raise CheckpointError(f"{folder / file} is damaged: its sha256 is not that of the manifest")
             return Checkpoint(
                 model=load_file(folder / MODEL),
-                state=load_file(folder / STATE),
+                state={} if weights_only else load_file(folder / STATE),
                 meta=json.loads((folder / META).read_text()),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -189,15 +198,15 @@ class CheckpointFolder:
                 f"--config-dir {self.folder.parent} --config-name config"
             )
 
-    def load_newest(self) -> Checkpoint:
-        """Read the newest checkpoint that is sound, warning of damaged ones.
+    def load_newest(self, *, weights_only: bool = False) -> Checkpoint:
+        """Read the newest checkpoint that is sound, warning of damaged ones; see `load`.
 
         Raises CheckpointError if none is, NewerFormatError if one that would be used has a newer format.
         """
         folders = sorted(self.folder.glob("step_*"), reverse=True)
         for folder in folders:
             try:
-                return self.load(folder.name)
+                return self.load(folder.name, weights_only=weights_only)
             except NewerFormatError:
                 raise
             except CheckpointError as error:
@@ -207,20 +216,22 @@ class CheckpointFolder:
     def _step_folder(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
 
-    def _write(self, checkpoint: Checkpoint, final: Path) -> None:
+    def write(self, checkpoint: Checkpoint, *, step: int) -> Path:
+        """Write a checkpoint and nothing else: no link, nothing dropped. Raises OSError, SafetensorError."""
+        final = self._step_folder(step)
         for left_over in self.folder.glob(".step_*.partial"):  # by a kill
             shutil.rmtree(left_over)
         partial = final.with_name(f".{final.name}.partial")
         partial.mkdir(parents=True)
         try:
             (partial / META).write_text(json.dumps(checkpoint.meta, indent=2))
-            save_file({k: v.detach().contiguous() for k, v in checkpoint.model.items()}, partial / MODEL)
-            save_file({k: v.contiguous() for k, v in checkpoint.state.items()}, partial / STATE)
-            for file in (MODEL, STATE):  # made with mode 0600, whatever the umask
-                shutil.copymode(partial / META, partial / file)
-            sums = {file: _sha256(partial / file) for file in (MODEL, STATE, META)}
+            parts = {MODEL: checkpoint.model} | ({STATE: checkpoint.state} if checkpoint.state else {})
+            for file, tensors in parts.items():
+                save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / file)
+                shutil.copymode(partial / META, partial / file)  # made with mode 0600, whatever the umask
+            sums = {file: _sha256(partial / file) for file in (*parts, META)}
             (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=2))
-            for file in (MODEL, STATE, META, MANIFEST):
+            for file in (*parts, META, MANIFEST):
                 _sync(partial / file)
             _sync(partial)
             if final.exists():  # left by an attempt that was killed just before it pointed `last` here
@@ -230,6 +241,7 @@ class CheckpointFolder:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _sync(self.folder)
+        return final
 
     def _point(self, name: str, target: Path) -> None:
         """Make a link name → target, replacing an older one in one move."""

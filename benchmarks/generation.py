@@ -20,7 +20,8 @@ from report import Figure, median_figure, median_interval, parser, publish
 from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import SentencePieceBpeConfig
 from lmtrain.hardware import choose_device, set_threads
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 from lmtrain.model.generation import generate, generate_batch
 from lmtrain.model.sampling import DEFAULT_SAMPLING, GREEDY
 

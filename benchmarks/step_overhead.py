@@ -33,7 +33,7 @@ from lmtrain.data.batches import Batch
 from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
 from lmtrain.hardware import choose_device, set_threads
-from lmtrain.model.decoder import build_model
+from lmtrain.model.building import build_model
 from lmtrain.run_dir import RunDir
 from lmtrain.session import build_session
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.config.schema import ExperimentConfig
-from lmtrain.data.batches import EvalBatches, Source, TrainBatches
+from lmtrain.config.schema import DecoderConfig, EncoderDecoderConfig, ExperimentConfig, TransformerConfig
+from lmtrain.data.batches import Batch, EvalBatches, Source, TrainBatches
 from lmtrain.data.packed import PackedBatches, PackedEvalBatches
 from lmtrain.data.padded import DocumentRows, PaddedBatches, PaddedEvalBatches
 from lmtrain.data.prefetch import Prefetched
 from lmtrain.data.prepared import PreparedData, SplitName
 from lmtrain.data.ramps import Ramp
+from lmtrain.data.sequence_to_sequence import SourceTargetRows
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
 from lmtrain.hardware import available_memory, choose_format
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import Model, build_model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
 from lmtrain.training.activation_checkpointing import checkpoint_activations
@@ -40,6 +41,9 @@ from lmtrain.training.utilisation import Utilisation, measured_peak, peak_flops
 
 log = logging.getLogger(__name__)
 
+SPLIT_NAMES: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
+"""In messages."""
+
 EVAL_BATCH_SEQUENCES = 8
 """Sequences in each of `trainer.eval_batches`: runs of every batch size are evaluated on the same text."""
 
@@ -49,7 +53,7 @@ class Session:
     """The parts of a run, ready to train."""
 
     config: ExperimentConfig  # with the device and the number format that `auto` stood for
-    model: Decoder
+    model: Model
     forward: Callable[..., Tensor]  # the model, compiled if asked for
     step: TrainingStep
     batches: TrainBatches
@@ -168,6 +172,7 @@ class Session:
         peak = peak_flops(device, format)
         if peak is None and self.config.trainer.diagnostics:
             peak = measured_peak(device, format, torch.get_num_threads())
+        assert isinstance(self.model.config, DecoderConfig), "the formula is for decoders so far"
         tokens = flops_per_token(self.model.config, self.model.vocab_size, self.config.data.seq_len)
         return Utilisation(device, flops_per_token=tokens, peak_flops=peak)
 
@@ -182,7 +187,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
     torch.manual_seed(config.seed)
     try:
         model = _build_model(config, data, device)
-        precision = _choose_precision(config, model, device)
+        precision = _choose_precision(config, model, batches.largest, device)
     except torch.OutOfMemoryError as error:
         raise HardwareError(
             f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
@@ -216,7 +221,10 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
 
 
 @out_of_memory_recognized()
-def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Decoder:
+def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Model:
+    assert isinstance(config.model, TransformerConfig)
+    if config.model.attention == "flex" and device.type != "cuda":
+        raise HardwareError(f"model.attention=flex can only be trained on CUDA, this run is on {device.type}; use auto")
     model = build_model(
         config.model,
         vocab_size=data.tokenizer.vocab_size,
@@ -225,14 +233,14 @@ def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.dev
     ).to(device)
     if config.init_from is not None:
         _start_from(model, RunDir(Path(config.init_from)), data)
-    checkpoint_activations(model.blocks, config.trainer.activation_checkpointing)
+    checkpoint_activations(model.all_blocks(), config.trainer.activation_checkpointing)
     return model
 
 
 @out_of_memory_recognized()
-def _choose_precision(config: ExperimentConfig, model: Decoder, device: torch.device) -> Precision:
-    one_sequence_BT = torch.zeros((1, config.data.seq_len), dtype=torch.int64)
-    format, reason = choose_format(config.precision.format, device, lambda: bf16_speedup(model, one_sequence_BT))
+def _choose_precision(config: ExperimentConfig, model: Model, largest: Batch, device: torch.device) -> Precision:
+    one_sequence = next(largest.split(1))
+    format, reason = choose_format(config.precision.format, device, lambda: bf16_speedup(model, one_sequence))
     return Precision(device, format, reason)
 
 
@@ -245,7 +253,7 @@ def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
     sources, trainer = _sources(data, "train"), config.trainer
     if config.data.batches == "padded":
         return PaddedBatches(
-            DocumentRows(sources, seq_len=config.data.seq_len, split="training"),
+            _document_rows(config, data, "train"),
             [source.weight for source in sources],
             batch_size=config.batch_size,
             seed=config.seed,
@@ -266,12 +274,20 @@ def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
     batches = config.trainer.eval_batches
     at_most = None if batches is None else batches * EVAL_BATCH_SEQUENCES
     if config.data.batches == "padded":
-        rows = DocumentRows(sources, seq_len=seq_len, split="validation")
+        rows = _document_rows(config, data, "val")
         return PaddedEvalBatches(rows, batch_size=size, max_sequences=at_most)
     separate = config.data.batches == "packed_documents"
     return PackedEvalBatches(
         sources, seq_len=seq_len, batch_size=size, max_sequences=at_most, separate_documents=separate
     )
+
+
+def _document_rows(config: ExperimentConfig, data: PreparedData, split: SplitName) -> DocumentRows:
+    """A row a document, of the kind that the model reads."""
+    sources, seq_len, name = _sources(data, split), config.data.seq_len, SPLIT_NAMES[split]
+    if isinstance(config.model, EncoderDecoderConfig):
+        return SourceTargetRows(sources, seq_len=seq_len, split=name, end_id=data.tokenizer.end_id)
+    return DocumentRows(sources, seq_len=seq_len, split=name)
 
 
 def _sources(data: PreparedData, split: SplitName) -> list[Source]:
@@ -295,7 +311,7 @@ def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:
     return batches.steps_for(sequences=math.ceil(trainer.max_tokens / batches.mean_targets))
 
 
-def _start_from(model: Decoder, source: RunDir, data: PreparedData) -> None:
+def _start_from(model: Model, source: RunDir, data: PreparedData) -> None:
     """Copy the newest weights of another run. Raises UsageError unless architecture and tokenizer are the same."""
     if not source.is_run():
         raise RunFolderError(f"init_from={source.path}: there is no run folder there")

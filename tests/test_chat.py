@@ -17,7 +17,7 @@ from lmtrain.data.survey import Stretch
 from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import ConfigError, RunFolderError
 from lmtrain.inference import Chat, TrainedModel, load_model
-from lmtrain.model.decoder import build_model
+from lmtrain.model.building import build_model
 from lmtrain.model.sampling import GREEDY
 
 

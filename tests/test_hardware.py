@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from lmtrain import hardware
+from lmtrain.data.batches import Batch
 from lmtrain.errors import HardwareError
 from lmtrain.hardware import available_memory, choose_format, memory_left_in_control_groups, require_format
 from lmtrain.training.precision import Precision, bf16_speedup
+
+BATCH = Batch(torch.zeros((1, 5), dtype=torch.int64), torch.zeros((1, 5), dtype=torch.int64), num_targets=5)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -87,7 +90,7 @@ class CountingModel(nn.Module):
 def test_the_probe_takes_turns_and_leaves_nothing() -> None:
     model = CountingModel()
     weights, random_state = [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
-    assert bf16_speedup(model, torch.zeros(1, 5, dtype=torch.int64)) > 0
+    assert bf16_speedup(model, BATCH) > 0
     assert model.formats[:4] == [torch.bfloat16, torch.float32] * 2
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
@@ -97,7 +100,7 @@ def test_the_probe_takes_turns_and_leaves_nothing() -> None:
 def test_the_probe_of_a_large_model_is_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmtrain.training.precision.PROBE_SECONDS", 1e-9)
     model = CountingModel()
-    bf16_speedup(model, torch.zeros(1, 5, dtype=torch.int64))
+    bf16_speedup(model, BATCH)
     assert model.formats == [torch.bfloat16, torch.float32]
 
 
@@ -107,11 +110,11 @@ def test_the_speedup_is_that_of_the_fastest_passes(monkeypatch: pytest.MonkeyPat
     clock = iter(range(100))
     monkeypatch.setattr("lmtrain.training.precision.time.perf_counter", lambda: next(clock))
 
-    def scripted(model: nn.Module, tokens: torch.Tensor, precision: Precision) -> float:
+    def scripted(model: nn.Module, batch: Batch, precision: Precision) -> float:
         return seconds[precision.format].pop(0)
 
     monkeypatch.setattr("lmtrain.training.precision._time_pass", scripted)
-    assert bf16_speedup(CountingModel(), torch.zeros(1, 5, dtype=torch.int64)) == 3.0 / 2.0
+    assert bf16_speedup(CountingModel(), BATCH) == 3.0 / 2.0
 
 
 def test_memory_is_what_is_free() -> None:

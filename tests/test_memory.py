@@ -15,7 +15,7 @@ from command_line import TINY, CommandLine
 from torch import nn
 
 from lmtrain.config.schema import SCHEMAS, AdamWConfig, DecoderConfig, OptimizerConfig
-from lmtrain.model.decoder import build_model
+from lmtrain.model.building import build_model
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 from lmtrain.training.checkpoint import CheckpointFolder
 from lmtrain.training.losses import TrainingLoss, sum_loss

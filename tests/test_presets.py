@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.decoder import build_model
+from lmtrain.model.building import build_model
 from lmtrain.model.sizing import count_parameters
 
 PRESETS = sorted((Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))

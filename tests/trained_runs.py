@@ -12,7 +12,8 @@ from lmtrain.config.compose import compose_config
 from lmtrain.config.saved import to_yaml
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.tokenizer import SPECIAL, ByteTokenizer, Tokenizer
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 from lmtrain.run_dir import RunDir
 from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, capture
 

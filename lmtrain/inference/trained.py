@@ -20,7 +20,7 @@ from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 from lmtrain.run_dir import RunDir
 
 if TYPE_CHECKING:
-    from lmtrain.model.decoder import Decoder
+    from lmtrain.model.building import Model
     from lmtrain.training.checkpoint import Checkpoint
 
 OnText = Callable[[int, str | None], None]
@@ -36,7 +36,7 @@ class TrainedModel:
     """A model with its tokenizer."""
 
     config: ExperimentConfig  # of the run
-    model: Decoder
+    model: Model
     tokenizer: Tokenizer
     step: int  # of the checkpoint
 
@@ -116,7 +116,7 @@ def load_model(run: Path, *, checkpoint: str | None = None, device: str = "auto"
     """
     config = compose_config([], run)  # refused before torch is imported
     from lmtrain.hardware import choose_device
-    from lmtrain.model.decoder import build_model
+    from lmtrain.model.building import build_model
     from lmtrain.training.checkpoint import load_weights
 
     folder, where = RunDir(run), choose_device(device)

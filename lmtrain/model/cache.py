@@ -1,17 +1,32 @@
 """The keys and values of what a model has read, kept so that nothing is computed twice.
 
-Not here: attention, which writes and reads them. In shapes B is rows, K key and value heads, T time, C the width of a
-head.
+Not here: attention, which writes and reads them. In shapes B is rows, K key and value heads, T time, S the length of
+sources, C the width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lmtrain.config.schema import DecoderConfig
+from lmtrain.model.attend import EVERYTHING, Visible
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the layers of a decoder see of the rows' sources."""
+
+    layers: list[tuple[Tensor, Tensor]]  # keys and values, each [B, K, S, C]
+    visible: Visible
+
+    def rows(self, rows: Sequence[int]) -> Memory:
+        """Of these rows, in this order; one may be there several times."""
+        index = torch.tensor(rows, device=self.layers[0][0].device)
+        mask_BTS = None if self.visible.mask is None else self.visible.mask[index]
+        return Memory([(keys[index], values[index]) for keys, values in self.layers], Visible(mask=mask_BTS))
 
 
 class KeyValueCache:
@@ -20,23 +35,38 @@ class KeyValueCache:
     Only the key and value heads there are take room: a group of query heads shares one.
     """
 
-    def __init__(self, config: DecoderConfig, *, batch_size: int, capacity: int, like: Tensor) -> None:
-        """On the device of `like`, in its number format."""
-        shape = (batch_size, config.kv_heads, capacity, config.head_dim)
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        head_shape: tuple[int, int],
+        batch_size: int,
+        capacity: int,
+        like: Tensor,
+        memory: Memory | None = None,
+    ) -> None:
+        """For heads of shape [K, C], on the device of `like`, in its number format."""
+        num_heads, head_dim = head_shape
+        shape = (batch_size, num_heads, capacity, head_dim)
         # Zeros: what a longer row makes a shorter one pass over has weight 0, and must not be NaN.
-        self.layers = [LayerCache(self, like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.num_layers)]
+        self.layers = [LayerCache(self, like.new_zeros(shape), like.new_zeros(shape)) for _ in range(num_layers)]
+        self.memory = memory
         self.capacity = capacity
         self.longest = 0
         self.start: int | Tensor = 0  # position of every row's next token: a number if all agree, else [B] int64
         self._lengths = [0] * batch_size
         self._places_T = torch.arange(capacity, device=like.device)
 
-    @property
-    def visible(self) -> Tensor | None:
-        """Which places each row's next token sees, [B, 1, longest + 1] bool; None: all of them."""
-        if isinstance(self.start, int):
-            return None
-        return (self._places_T[: self.longest + 1] <= self.start.unsqueeze(1)).unsqueeze(1)
+    def visible(self, window: int | None = None) -> Visible:
+        """What each row's next token sees, itself included: all of the row, or so many tokens at its end."""
+        if isinstance(self.start, int) and (window is None or self.start < window):
+            return EVERYTHING
+        places_T = self._places_T[: self.longest + 1]
+        start_BT = self.start.unsqueeze(1) if isinstance(self.start, Tensor) else places_T.new_full((1, 1), self.start)
+        mask_BT = places_T <= start_BT
+        if window is not None:
+            mask_BT = mask_BT & (places_T > start_BT - window)
+        return Visible(mask=mask_BT.unsqueeze(1))
 
     def advance(self, num_tokens: int) -> None:
         """Every layer has appended so many tokens to each row."""
@@ -52,14 +82,16 @@ class KeyValueCache:
         self.start = self.longest if all_agree else torch.tensor(self._lengths, device=self._places_T.device)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all rows but these, which are numbered anew."""
+        """Forget all rows but these, which are numbered anew; one may be there several times."""
         index = torch.tensor(rows, device=self._places_T.device)
         for layer in self.layers:
             layer.keys_BKTC, layer.values_BKTC = layer.keys_BKTC[index], layer.values_BKTC[index]
+        if self.memory is not None:
+            self.memory = self.memory.rows(rows)
         self.truncate([self._lengths[row] for row in rows])
 
     def replace(self, rows: Sequence[int], other: KeyValueCache) -> None:
-        """Let these rows hold what those of another cache hold."""
+        """Let these rows hold what those of another cache hold, of the same sources."""
         index, end = torch.tensor(rows, device=self._places_T.device), other.longest
         for layer, theirs in zip(self.layers, other.layers, strict=True):
             layer.keys_BKTC[index, :, :end] = theirs.keys_BKTC[:, :, :end]

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lmtrain.config.schema.rules import require
-from lmtrain.model.cache import KeyValueCache
-from lmtrain.model.decoder import Decoder
+from lmtrain.model.building import Model
+from lmtrain.model.cache import KeyValueCache, Memory
+from lmtrain.model.encoder_decoder import EncoderDecoder
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling, choose_token
 
 OnToken = Callable[[int, int | None], bool]
@@ -21,23 +23,30 @@ OnToken = Callable[[int, int | None], bool]
 
 
 def generate(
-    model: Decoder,
+    model: Model,
     prompt_ids: Sequence[int],
     sampling: Sampling = DEFAULT_SAMPLING,
     *,
     max_new_tokens: int,
     seed: int = 0,
     stop_ids: Collection[int] = (),
+    source: Sequence[int] | None = None,
 ) -> list[int]:
     """Continue one prompt; see `generate_batch`."""
     [new_ids] = generate_batch(
-        model, [prompt_ids], sampling, max_new_tokens=max_new_tokens, seeds=[seed], stop_ids=stop_ids
+        model,
+        [prompt_ids],
+        sampling,
+        max_new_tokens=max_new_tokens,
+        seeds=[seed],
+        stop_ids=stop_ids,
+        sources=None if source is None else [source],
     )
     return new_ids
 
 
 def generate_batch(
-    model: Decoder,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling = DEFAULT_SAMPLING,
     *,
@@ -45,8 +54,11 @@ def generate_batch(
     seeds: Sequence[int] | None = None,
     stop_ids: Collection[int] = (),
     on_token: OnToken | None = None,
+    sources: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """Continue prompts of any lengths together and return the new ids of each, without the stop id that ended it.
+
+    `sources`, one a prompt, are for an `EncoderDecoder`, whose prompts are how their targets begin.
 
     A text follows from its prompt and its seed (of `seeds`, one a prompt; None: all 0), whatever else is in the batch,
     but for the rounding of matrix products of another size. PyTorch's global random state is neither read nor moved.
@@ -56,16 +68,11 @@ def generate_batch(
     penalty is on all that a row has read and written, but not on stop ids: to end is no repetition.
 
     Raises:
-        ConfigError: a prompt is empty or holds an id beyond the vocabulary, or max_new_tokens is negative.
+        ConfigError: a prompt or source is empty or holds an id beyond the vocabulary, or max_new_tokens is negative.
         RunError: the model's logits are not finite.
     """
     require(max_new_tokens >= 0, f"max_new_tokens must not be negative, got {max_new_tokens}")
-    for prompt in prompts:
-        require(len(prompt) > 0, "a prompt must hold at least one token, got an empty one")
-        require(
-            min(prompt) >= 0 and max(prompt) < model.vocab_size,
-            f"a prompt's ids must lie in the vocabulary of {model.vocab_size}, got {min(prompt)} to {max(prompt)}",
-        )
+    require_ids(model, [*prompts, *(sources or ())])
     rows = [_Row(number, list(prompt)[-model.seq_len :]) for number, prompt in enumerate(prompts)]
     for row, seed in zip(rows, seeds or [0] * len(rows), strict=True):
         row.generator.manual_seed(seed)
@@ -73,10 +80,47 @@ def generate_batch(
         was_training = model.training
         model.eval()
         try:
-            _Loop(model, sampling, max_new_tokens, frozenset(stop_ids), on_token).run(rows)
+            _Loop(model, sampling, max_new_tokens, frozenset(stop_ids), on_token, encode(model, sources)).run(rows)
         finally:
             model.train(was_training)
     return [row.new_ids for row in rows]
+
+
+def require_ids(model: Model, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ConfigError for a prompt that is empty, or holds an id beyond the vocabulary."""
+    for prompt in prompts:
+        require(len(prompt) > 0, "a prompt must hold at least one token, got an empty one")
+        require(
+            min(prompt) >= 0 and max(prompt) < model.vocab_size,
+            f"a prompt's ids must lie in the vocabulary of {model.vocab_size}, got {min(prompt)} to {max(prompt)}",
+        )
+
+
+@torch.inference_mode()
+def encode(model: Model, sources: Sequence[Sequence[int]] | None) -> Memory | None:
+    """What a model sees of sources, of which the first seq_len tokens are read; None without any."""
+    assert (sources is not None) == isinstance(model, EncoderDecoder), "sources are what an encoder reads"
+    if sources is None or not isinstance(model, EncoderDecoder):
+        return None
+    lengths = torch.tensor([min(len(source), model.seq_len) for source in sources], device=model.device)
+    filled = [torch.tensor(source[: model.seq_len], device=model.device) for source in sources]
+    sources_BS = pad_sequence(filled, batch_first=True)
+    mask_BS = torch.arange(sources_BS.size(1), device=model.device) < lengths.unsqueeze(1)
+    return model.encode(sources_BS, None if mask_BS.all() else mask_BS)
+
+
+def read_into_cache(
+    model: Model, contexts: Sequence[Sequence[int]], *, capacity: int, memory: Memory | None = None
+) -> KeyValueCache:
+    """A cache that holds contexts of any lengths, but for their last tokens."""
+    unread = [list(context[:-1]) for context in contexts]
+    cache = model.new_cache(len(unread), capacity, memory)
+    if longest := max(map(len, unread)):
+        # What fills a row up comes after its tokens, so that they do not see it; then it is forgotten.
+        filled = [ids + [0] * (longest - len(ids)) for ids in unread]
+        model.read(torch.tensor(filled, device=model.device), cache)
+        cache.truncate([len(ids) for ids in unread])
+    return cache
 
 
 @dataclass(eq=False)
@@ -94,11 +138,12 @@ class _Row:
 class _Loop:
     """What all rows have in common, and the loop over their tokens."""
 
-    model: Decoder
+    model: Model
     sampling: Sampling
     max_new_tokens: int
     stop_ids: frozenset[int]
     on_token: OnToken | None
+    memory: Memory | None  # of all rows' sources, by their numbers
 
     @torch.inference_mode()
     def run(self, rows: list[_Row]) -> None:
@@ -143,13 +188,8 @@ class _Loop:
 
     def _read(self, rows: list[_Row], *, capacity: int) -> KeyValueCache:
         """A cache that holds the contexts of the rows but for their last tokens."""
-        unread = [row.context[:-1] for row in rows]
-        cache = self.model.new_cache(len(rows), capacity)
-        if longest := max(map(len, unread)):
-            # What fills a row up comes after its tokens, so that they do not see it; then it is forgotten.
-            self.model.read(self._tensor([ids + [0] * (longest - len(ids)) for ids in unread]), cache)
-            cache.truncate([len(ids) for ids in unread])
-        return cache
+        memory = None if self.memory is None else self.memory.rows([row.number for row in rows])
+        return read_into_cache(self.model, [row.context for row in rows], capacity=capacity, memory=memory)
 
     def _to_penalise(self, context: list[int]) -> Tensor:
         repeated_V = torch.zeros(self.model.vocab_size, dtype=torch.bool)
@@ -157,4 +197,4 @@ class _Loop:
         return repeated_V
 
     def _tensor(self, ids: list[list[int]]) -> Tensor:
-        return torch.tensor(ids, device=self.model.embedding.weight.device)
+        return torch.tensor(ids, device=self.model.device)

@@ -1,24 +1,25 @@
 """The layers without a notion of time: linear map, embedding, normalisation and feed-forward.
 
-Not here: attention and positions (`attention.py`), how they are stacked (`decoder.py`), and what the weights
+Not here: attention and positions, how they are stacked (`decoder.py`, `encoder_decoder.py`), and what the weights
 start as (`initialization.py`): `Linear` and `Embedding` leave their memory unset until that has run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmtrain.config.schema import DecoderConfig
+from lmtrain.config.schema import TransformerConfig
 
 
 class Linear(nn.Linear):
-    """A matrix product without bias; its weights are set by `initialization.py` alone."""
+    """A matrix product; its weights are set by `initialization.py` alone."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         """Skip PyTorch's own initialisation: drawing every weight twice costs seconds in a large model."""
@@ -31,11 +32,11 @@ class Embedding(nn.Embedding):
         """Skip PyTorch's own initialisation, as in `Linear`."""
 
 
-def build_norm(config: DecoderConfig) -> nn.Module:
-    """The normalisation over the last axis (width d_model) that the config names, with a gain and no bias."""
+def build_norm(config: TransformerConfig) -> nn.Module:
+    """The normalisation over the last axis (width d_model) that the config names, with a gain."""
     if config.norm == "rmsnorm":  # Zhang and Sennrich, arXiv:1910.07467
         return nn.RMSNorm(config.d_model, eps=config.norm_eps)
-    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=False)  # Ba et al., arXiv:1607.06450
+    return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)  # Ba et al., arXiv:1607.06450
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -47,6 +48,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
     "geglu": F.gelu,
     "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # as in GPT-2
     "relu2": squared_relu,
 }
 
@@ -57,12 +59,12 @@ class FeedForward(nn.Module):
     For `swiglu` and `geglu` the rows of `up.weight` [2 d_ff, d_model] are the gate first, then the values.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.gated = config.gated
-        self.up = Linear(config.d_model, config.hidden_dim * (2 if config.gated else 1))
-        self.down = Linear(config.hidden_dim, config.d_model)
+        self.up = Linear(config.d_model, config.hidden_dim * (2 if config.gated else 1), bias=config.bias)
+        self.down = Linear(config.hidden_dim, config.d_model, bias=config.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         hidden_BTF = self.up(x_BTD)

@@ -91,14 +91,14 @@ class Diagnostics:
 def by_layer(model: nn.Module) -> dict[str, list[Tensor]]:
     """The parameters by layer, in the order of the model; tied ones count where they come first.
 
-    Blocks are numbered from 0, with leading zeros, so that names sort.
+    Blocks, those of an encoder apart, are numbered from 0, with leading zeros, so that names sort.
     """
     named = list(model.named_parameters())
-    blocks = [re.match(r"blocks\.(\d+)\.", name) for name, _ in named]
-    digits = max((len(block[1]) for block in blocks if block), default=1)
+    blocks = [re.match(r"((?:encoder_)?block)s\.(\d+)\.", name) for name, _ in named]
+    digits = max((len(block[2]) for block in blocks if block), default=1)
     layers: dict[str, list[Tensor]] = defaultdict(list)
     for (name, parameter), block in zip(named, blocks, strict=True):
-        layers[f"block_{int(block[1]):0{digits}d}" if block else name.split(".")[0]].append(parameter)
+        layers[f"{block[1]}_{int(block[2]):0{digits}d}" if block else name.split(".")[0]].append(parameter)
     return dict(layers)
 
 

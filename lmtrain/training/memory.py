@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from lmtrain.model.decoder import Decoder
+from lmtrain.model.attention import CrossAttention, SelfAttention
+from lmtrain.model.building import Model
 from lmtrain.training.optimizers import set_lr
 
 ALLOCATION_FAILED = ("DefaultCPUAllocator", "MPS backend out of memory", "std::bad_alloc")
@@ -76,16 +77,16 @@ def optimizer_state_filled(optimizers: Sequence[torch.optim.Optimizer]) -> Itera
             optimizer.zero_grad(set_to_none=True)
 
 
-def bound_of_sequence(model: Decoder) -> int:
+def bound_of_sequence(model: Model) -> int:
     """Bytes that forward and backward of one sequence stay below, by half or more, however the model is trained.
 
     Every output of a matrix product is kept, and some elementwise results of its size; logits pass through the loss
     several times; attention with dropout keeps its probabilities. The factors are generous, and held by a test.
     """
-    config, time = model.config, model.seq_len
+    time = model.seq_len
+    heads = sum(module.num_heads for module in model.modules() if isinstance(module, SelfAttention | CrossAttention))
     outputs = sum(matrix.size(0) for matrix in model.block_matrices())
-    probabilities = config.num_layers * config.num_heads * time
-    return 4 * time * (10 * outputs + 8 * model.vocab_size + 6 * probabilities)
+    return 4 * time * (10 * outputs + 8 * model.vocab_size + 6 * heads * time)
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

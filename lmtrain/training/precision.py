@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lmtrain.data.batches import Batch
 from lmtrain.training.losses import sum_loss
 
 PROBE_SECONDS = 0.06
@@ -40,8 +41,8 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)
 
 
-def bf16_speedup(model: nn.Module, tokens_BT: Tensor) -> float:
-    """How many times as fast as in fp32 forward and backward of `model` are in bf16 on these tokens, on a CPU.
+def bf16_speedup(model: nn.Module, batch: Batch) -> float:
+    """How many times as fast as in fp32 forward and backward of `model` are in bf16 on a batch, on a CPU.
 
     The least of a few times each, in turns. Leaves no gradient, and the random numbers where they were. A compiled
     model is to be given uncompiled: compiling twice takes longer than a wrong choice costs.
@@ -52,16 +53,16 @@ def bf16_speedup(model: nn.Module, tokens_BT: Tensor) -> float:
     with torch.random.fork_rng(devices=[]):
         while True:
             for format in least:
-                least[format] = min(least[format], _time_pass(model, tokens_BT, Precision(tokens_BT.device, format)))
+                least[format] = min(least[format], _time_pass(model, batch, Precision(batch.inputs.device, format)))
             if time.perf_counter() - began >= PROBE_SECONDS:
                 return least[torch.float32] / least[torch.bfloat16]
 
 
-def _time_pass(model: nn.Module, tokens_BT: Tensor, precision: Precision) -> float:
+def _time_pass(model: nn.Module, batch: Batch, precision: Precision) -> float:
     """Seconds of forward and backward."""
     began = time.perf_counter()
     with precision.autocast():
-        loss = sum_loss(model(tokens_BT), tokens_BT)
+        loss = sum_loss(model(batch.inputs, **batch.context), batch.targets)
     loss.backward()  # type: ignore[no-untyped-call]
     seconds = time.perf_counter() - began
     model.zero_grad(set_to_none=True)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 from lmtrain.model.generation import generate
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 

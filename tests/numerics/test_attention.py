@@ -8,18 +8,24 @@ import pytest
 import torch
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.attention import CausalSelfAttention, RotaryTable, rotate, visible_within_documents
+from lmtrain.model.attention import SelfAttention
 from lmtrain.model.cache import KeyValueCache
+from lmtrain.model.positions import RotaryTable, rotate
 
 SEQ_LEN = 16
 
 
-def attention(num_kv_heads: int | None = None, qk_norm: bool = False) -> CausalSelfAttention:
+def attention(num_kv_heads: int | None = None, qk_norm: bool = False) -> SelfAttention:
     config = DecoderConfig(d_model=32, num_layers=1, num_heads=4, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
-    layer = CausalSelfAttention(config, dropout=0.0)
+    layer = SelfAttention(config, dropout=0.0)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return layer
+
+
+def cache_of(layer: SelfAttention, batch_size: int) -> KeyValueCache:
+    shape = (layer.num_kv_heads, layer.head_dim)
+    return KeyValueCache(num_layers=1, head_shape=shape, batch_size=batch_size, capacity=SEQ_LEN, like=layer.qkv.weight)
 
 
 def test_rotary_angles_by_hand() -> None:
@@ -81,8 +87,7 @@ def test_token_by_token_with_a_cache_equals_all_at_once(num_kv_heads: int | None
     layer = attention(num_kv_heads, qk_norm=True)
     x_BTD = torch.randn(2, SEQ_LEN, 32)
     table = RotaryTable(8, seq_len=SEQ_LEN, theta=10000.0)
-    config = DecoderConfig(d_model=32, num_layers=1, num_heads=4, num_kv_heads=num_kv_heads)
-    cache = KeyValueCache(config, batch_size=2, capacity=SEQ_LEN, like=layer.qkv.weight)
+    cache = cache_of(layer, batch_size=2)
     with torch.no_grad():
         expected_BTD = layer(x_BTD, table(0, SEQ_LEN))
         parts = [layer(x_BTD[:, :5], table(0, 5), cache.layers[0])]
@@ -96,30 +101,8 @@ def test_token_by_token_with_a_cache_equals_all_at_once(num_kv_heads: int | None
 
 def test_a_filled_cache_refuses_several_tokens() -> None:
     layer = attention()
-    config = DecoderConfig(d_model=32, num_layers=1, num_heads=4)
-    cache = KeyValueCache(config, batch_size=1, capacity=SEQ_LEN, like=layer.qkv.weight)
+    cache = cache_of(layer, batch_size=1)
     layer(torch.randn(1, 3, 32), None, cache.layers[0])
     cache.advance(3)
     with pytest.raises(AssertionError, match="one token"):
         layer(torch.randn(1, 2, 32), None, cache.layers[0])
-
-
-def test_what_is_visible_within_documents_by_hand() -> None:
-    visible = visible_within_documents(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]])).int()
-    assert visible[0].tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 1, 1, 1],
-    ]
-    assert torch.equal(visible[1], torch.ones(5, 5).tril().int())
-
-
-@pytest.mark.parametrize("num_kv_heads", [None, 1])
-def test_one_document_sees_all_of_its_past(num_kv_heads: int | None) -> None:
-    torch.manual_seed(0)
-    layer = attention(num_kv_heads, qk_norm=True)
-    x_BTD = torch.randn(2, SEQ_LEN, 32)
-    visible = visible_within_documents(torch.zeros(2, SEQ_LEN, dtype=torch.int64))
-    torch.testing.assert_close(layer(x_BTD, visible_BTT=visible), layer(x_BTD), atol=1e-5, rtol=1e-5)

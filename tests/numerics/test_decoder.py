@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lmtrain.config.schema import DecoderConfig, ModelConfig
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 
 VOCAB_SIZE, SEQ_LEN = 23, 12
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lmtrain.config.schema import DecoderConfig
 from lmtrain.data.batches import Batch
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.histograms import Histogram, append_histograms, read_histograms

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 
 VOCAB_SIZE, LENGTHS = 23, (5, 1, 7, 3)

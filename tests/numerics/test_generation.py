@@ -9,7 +9,8 @@ import torch
 
 from lmtrain.config.schema import DecoderConfig
 from lmtrain.errors import UsageError
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 from lmtrain.model.generation import generate, generate_batch
 from lmtrain.model.sampling import GREEDY, Sampling
 

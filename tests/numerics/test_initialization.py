@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.building import build_model
+from lmtrain.model.decoder import Decoder
 
 STD, NUM_LAYERS = 0.05, 8
 

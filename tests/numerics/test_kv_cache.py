@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lmtrain.config.schema import DecoderConfig
+from lmtrain.model.attend import EVERYTHING
+from lmtrain.model.building import build_model
 from lmtrain.model.cache import KeyValueCache
-from lmtrain.model.decoder import Decoder, build_model
+from lmtrain.model.decoder import Decoder
 
 LENGTHS = (3, 1, 6, 6)
 
@@ -59,16 +61,23 @@ def test_what_a_row_sees_by_hand() -> None:
     cache = decoder().new_cache(3)
     cache.advance(4)
     assert (cache.start, cache.longest) == (4, 4)
-    assert cache.visible is None  # rows that agree need no mask
+    assert cache.visible() == EVERYTHING  # rows that agree need no mask
     cache.truncate([2, 0, 3])
-    assert cache.visible is not None
-    assert cache.visible.int().tolist() == [[[1, 1, 1, 0]], [[1, 0, 0, 0]], [[1, 1, 1, 1]]]
+    assert seen(cache) == [[[1, 1, 1, 0]], [[1, 0, 0, 0]], [[1, 1, 1, 1]]]
     cache.keep([1, 0])
     cache.advance(1)
     assert torch.equal(torch.as_tensor(cache.start), torch.tensor([1, 3]))
     cache.keep([1])
     assert cache.start == 3
-    assert cache.visible is None
+    assert cache.visible() == EVERYTHING
+    assert seen(cache, window=2) == [[[0, 0, 1, 1]]]
+    assert cache.visible(window=4) == EVERYTHING
+
+
+def seen(cache: KeyValueCache, window: int | None = None) -> list[list[list[int]]]:
+    mask = cache.visible(window).mask
+    assert mask is not None
+    return [[list(map(int, query)) for query in row] for row in mask.tolist()]
 
 
 def test_only_heads_of_keys_and_values_take_room() -> None:

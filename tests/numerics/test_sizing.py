@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmtrain.config.schema import DecoderConfig
-from lmtrain.model.decoder import build_model
+from lmtrain.model.building import build_model
 from lmtrain.model.sizing import count_parameters, flops_per_token
 
 VOCAB_SIZE, SEQ_LEN = 100, 32

@@ -14,7 +14,7 @@ from lmtrain.config.schema import AdamWConfig, DecoderConfig
 from lmtrain.data.batches import IGNORED, Batch, Source
 from lmtrain.data.documents import Documents
 from lmtrain.data.padded import DocumentRows, PaddedEvalBatches
-from lmtrain.model.decoder import build_model
+from lmtrain.model.building import build_model
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss, sum_loss
 from lmtrain.training.memory import PeakMemory

@@ -1,0 +1,112 @@
+"""What all architectures share: the embedding of tokens, their positions, the logits, and the calling convention.
+
+Not here: how blocks are stacked (`decoder.py`, `encoder_decoder.py`). The loss is the trainer's; sampling is in
+`generation.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmtrain.config.schema import TransformerConfig
+from lmtrain.model.cache import KeyValueCache, Memory
+from lmtrain.model.layers import Embedding, Linear, build_norm
+from lmtrain.model.positions import AddedPositions, build_added_positions, build_rotary
+
+Places = slice | Tensor
+"""Positions of the tokens of all rows, or [B, T] of each."""
+
+
+class Transformer(nn.Module):
+    """Logits of the next token at every position, from the tokens up to it.
+
+    Dropout, at one rate, acts on the embedding, on attention probabilities and on the output of each sublayer. The
+    weights are unset until `initialize` has run; `build_model` does both.
+    """
+
+    blocks: nn.ModuleList  # of the decoder
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        stacks: Mapping[str, nn.Module | None],
+        *,
+        vocab_size: int,
+        seq_len: int,
+        dropout: float,
+    ) -> None:
+        """`stacks`: the modules between embedding and logits, by name; initial values are drawn in their order."""
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.seq_len = seq_len
+        self.embedding = Embedding(vocab_size, config.d_model)
+        self.position = build_added_positions(config, seq_len=seq_len)
+        self.rotary = build_rotary(config, seq_len=seq_len)
+        self.dropout = nn.Dropout(dropout)
+        for name, stack in stacks.items():
+            self.add_module(name, stack)
+        self.norm = build_norm(config)
+        self.head = None if config.tie_embeddings else Linear(config.d_model, vocab_size, bias=False)
+        self.logit_softcap = config.logit_softcap
+        self.head_shape = (config.kv_heads, config.head_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    def new_cache(
+        self, batch_size: int = 1, capacity: int | None = None, memory: Memory | None = None
+    ) -> KeyValueCache:
+        """An empty cache for `capacity` tokens a row (None: seq_len), on the model's device, in its number format.
+
+        `memory` is what `EncoderDecoder.encode` gave of the rows' sources.
+        """
+        return KeyValueCache(
+            num_layers=len(self.blocks),
+            head_shape=self.head_shape,
+            batch_size=batch_size,
+            capacity=capacity or self.seq_len,
+            like=self.embedding.weight,
+            memory=memory,
+        )
+
+    def all_blocks(self) -> Iterator[nn.Module]:
+        """Those of the encoder, if there is one, and of the decoder."""
+        yield from self.blocks
+
+    def block_matrices(self) -> list[nn.Parameter]:
+        """The weight matrices inside the blocks, in the order of the layers.
+
+        Those that Muon is made for: no embedding, head or norm. Queries, keys and values are one matrix here,
+        as are gate and value of a gated feed-forward.
+        """
+        return [parameter for block in self.all_blocks() for parameter in block.parameters() if parameter.ndim == 2]
+
+    def _embed(self, tokens_BT: Tensor, places: Places, position: AddedPositions | None) -> Tensor:
+        x_BTD: Tensor = self.embedding(tokens_BT)
+        if position is not None:
+            x_BTD = x_BTD + (position.weight[places] if isinstance(places, slice) else position(places))
+        dropped_BTD: Tensor = self.dropout(x_BTD)
+        return dropped_BTD
+
+    def _logits(self, x_BTD: Tensor) -> Tensor:
+        """Of what the last block gave, [B, T, V]. A soft cap is that of Gemma 2 (arXiv:2408.00118, section 2)."""
+        head_VD = self.embedding.weight if self.head is None else self.head.weight
+        logits_BTV = F.linear(self.norm(x_BTD), head_VD)
+        if self.logit_softcap is not None:
+            logits_BTV = self.logit_softcap * torch.tanh(logits_BTV / self.logit_softcap)
+        return logits_BTV
+
+    def _require_room(self, length: int, cache: KeyValueCache | None) -> None:
+        end = length + (0 if cache is None else cache.longest)
+        assert end <= self.seq_len, f"{end} tokens exceed seq_len {self.seq_len}"
+
+
+def places_of(length: int, cache: KeyValueCache | None) -> Places:
+    """Of so many new tokens after those in the cache."""
+    start = 0 if cache is None else cache.start
+    return start.unsqueeze(1) if isinstance(start, Tensor) else slice(start, start + length)

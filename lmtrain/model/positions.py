@@ -28,8 +28,10 @@ class RotaryTable(nn.Module):
         """`stretch` divides positions: a context that much longer turns as far (Chen et al., arXiv:2306.15595)."""
         super().__init__()
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        places = torch.arange(seq_len, dtype=torch.float32) / stretch
-        angles = torch.outer(places, theta**-exponents)
+        # Rounded as transformers rounds them: at far positions an exported model would differ by that more than by
+        # all the rest.
+        frequencies = 1.0 / theta**exponents / stretch
+        angles = torch.outer(torch.arange(seq_len, dtype=torch.float32), frequencies)
         cos, sin = angles.cos(), angles.sin()
         self.register_buffer("cos", torch.cat([cos, cos], dim=-1).unsqueeze(1), persistent=False)
         self.register_buffer("sin", torch.cat([-sin, sin], dim=-1).unsqueeze(1), persistent=False)
@@ -46,18 +48,7 @@ def build_rotary(config: TransformerConfig, *, seq_len: int) -> RotaryTable | No
     if config.position != "rotary":
         return None
     stretch = config.rope_factor if config.rope_scaling == "linear" else 1.0
-    return RotaryTable(config.head_dim, seq_len=seq_len, theta=rotary_base(config), stretch=stretch)
-
-
-def rotary_base(config: TransformerConfig) -> float:
-    """The base of the frequencies.
-
-    NTK-aware scaling (known as that since a post by bloc97, 2023; Peng et al., arXiv:2309.00071, section 3.1) raises it
-    so far that the slowest pair of channels turns `rope_factor` times slower, and the fastest as before.
-    """
-    if config.rope_scaling != "ntk":
-        return config.rope_theta
-    return config.rope_theta * float(config.rope_factor ** (config.head_dim / (config.head_dim - 2)))
+    return RotaryTable(config.head_dim, seq_len=seq_len, theta=config.rope_base, stretch=stretch)
 
 
 def rotate(x_BTHC: Tensor, rotation: Rotation) -> Tensor:

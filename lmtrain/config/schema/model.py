@@ -91,6 +91,17 @@ class TransformerConfig(ModelConfig):
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
     @property
+    def rope_base(self) -> float:
+        """Base of the rotary frequencies.
+
+        NTK-aware scaling (known as that since a post by bloc97, 2023; Peng et al., arXiv:2309.00071, section 3.1)
+        raises it so far that the slowest pair of channels turns `rope_factor` times slower, and the fastest as before.
+        """
+        if self.rope_scaling != "ntk":
+            return self.rope_theta
+        return float(self.rope_theta * self.rope_factor ** (self.head_dim / (self.head_dim - 2)))
+
+    @property
     def gated(self) -> bool:
         """Whether the feed-forward multiplies two projections."""
         return self.activation in ("swiglu", "geglu")

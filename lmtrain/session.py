@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.config.schema import DecoderConfig, EncoderDecoderConfig, ExperimentConfig, TransformerConfig
+from lmtrain.config.schema import EncoderDecoderConfig, ExperimentConfig, TransformerConfig
 from lmtrain.data.batches import Batch, EvalBatches, Source, TrainBatches
 from lmtrain.data.packed import PackedBatches, PackedEvalBatches
 from lmtrain.data.padded import DocumentRows, PaddedBatches, PaddedEvalBatches
@@ -172,7 +172,6 @@ class Session:
         peak = peak_flops(device, format)
         if peak is None and self.config.trainer.diagnostics:
             peak = measured_peak(device, format, torch.get_num_threads())
-        assert isinstance(self.model.config, DecoderConfig), "the formula is for decoders so far"
         tokens = flops_per_token(self.model.config, self.model.vocab_size, self.config.data.seq_len)
         return Utilisation(device, flops_per_token=tokens, peak_flops=peak)
 

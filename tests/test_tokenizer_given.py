@@ -12,8 +12,21 @@ from small_tokenizers import foreign_huggingface, foreign_sentencepiece, sample_
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Library
 
-from lmtrain.config.schema import HuggingFaceConfig, SentencePieceModelConfig
-from lmtrain.data.tokenizer import PAD, SPECIAL, USER, Tokenizer, load_tokenizer_bytes, train_tokenizer
+from lmtrain.config.schema import HuggingFaceConfig, SavedTokenizerConfig, SentencePieceModelConfig
+from lmtrain.data.tokenizer import (
+    ASSISTANT,
+    PAD,
+    SPECIAL,
+    USER,
+    ByteTokenizer,
+    CharTokenizer,
+    IdsTokenizer,
+    Tokenizer,
+    load_tokenizer_bytes,
+    tokenizer_file,
+    train_tokenizer,
+)
+from lmtrain.data.tokenizer.huggingface import adopt_huggingface
 from lmtrain.errors import DataError
 
 
@@ -220,3 +233,43 @@ def test_a_damaged_json_is_refused(path: Path, content: str) -> None:
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file .*tokenizer\.json"):
         train_tokenizer(HuggingFaceConfig(path=str(tmp_path)), [], "", [])
+
+
+# ----------------------------------------------------------------------------------------- of another run
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        train_bpe(sample_text(), special=SPECIAL),
+        CharTokenizer("abc", [USER]),
+        ByteTokenizer(SPECIAL),
+        IdsTokenizer(40, 3),
+        adopt_huggingface(foreign_huggingface().to_str().encode(), "the", [USER]),
+    ],
+    ids=lambda tokenizer: tokenizer.name,
+)
+def test_a_saved_tokenizer_is_taken_as_it_is(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.model"
+    tokenizer.save(file)
+    for path in (file, tmp_path):
+        config = SavedTokenizerConfig(path=str(path))
+        assert tokenizer_file(config) == file
+        taken = train_tokenizer(config, [], "", [USER] if USER in tokenizer.special else [])
+        assert (taken.fingerprint, taken.end_id) == (tokenizer.fingerprint, tokenizer.end_id)
+
+
+def test_a_saved_tokenizer_gets_no_more_tokens(tmp_path: Path) -> None:
+    ByteTokenizer([USER]).save(tmp_path / "tokenizer.model")
+    with pytest.raises(DataError, match=r"it has no token <\|assistant\|>, which conversations need, and gets none"):
+        train_tokenizer(SavedTokenizerConfig(path=str(tmp_path)), [], "", [USER, ASSISTANT])
+    with pytest.raises(DataError, match=r"no token <\|pad\|>"):
+        train_tokenizer(SavedTokenizerConfig(path=str(tmp_path), special_tokens="all"), [], "", [])
+
+
+def test_what_holds_no_tokenizer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"tokenizer.path={tmp_path}: there is no file {tmp_path}/tokenizer.model"):
+        train_tokenizer(SavedTokenizerConfig(path=str(tmp_path)), [], "", [])
+    (tmp_path / "tokenizer.model").write_text("{}")
+    with pytest.raises(DataError, match="is damaged, or no tokenizer"):
+        train_tokenizer(SavedTokenizerConfig(path=str(tmp_path)), [], "", [])

@@ -78,6 +78,13 @@ class HuggingFaceConfig(TokenizerConfig):
 
 
 @dataclass(kw_only=True)
+class SavedTokenizerConfig(TokenizerConfig):
+    """The tokenizer of a run, of whatever kind, as it is."""
+
+    path: str = REQUIRED  # a tokenizer.model, or the run folder that holds one
+
+
+@dataclass(kw_only=True)
 class CharConfig(TokenizerConfig):
     """One token a character that occurs in the text."""
 

@@ -11,6 +11,7 @@ from lmtrain.config.schema import (
     CharConfig,
     HuggingFaceConfig,
     IdsConfig,
+    SavedTokenizerConfig,
     SentencePieceConfig,
     SentencePieceModelConfig,
     TokenizerConfig,
@@ -21,6 +22,7 @@ from lmtrain.data.tokenizer.interface import SPECIAL, Tokenizer
 from lmtrain.data.tokenizer.sentencepiece_model import SPACE_MARK, SentencePieceTokenizer, adopt_sentencepiece
 from lmtrain.data.tokenizer.sentencepiece_training import train_sentencepiece
 from lmtrain.errors import DataError
+from lmtrain.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +60,11 @@ def load_tokenizer_bytes(content: bytes) -> Tokenizer:
 
 def tokenizer_file(config: TokenizerConfig) -> Path | None:
     """The file a given tokenizer is read from; None for others. Raises DataError if there is none."""
-    if not isinstance(config, SentencePieceModelConfig | HuggingFaceConfig):
+    if not isinstance(config, SentencePieceModelConfig | HuggingFaceConfig | SavedTokenizerConfig):
         return None
     path = Path(config.path).expanduser()
-    if isinstance(config, HuggingFaceConfig) and path.is_dir():
-        path = path / "tokenizer.json"
+    if path.is_dir() and not isinstance(config, SentencePieceModelConfig):
+        path = path / "tokenizer.json" if isinstance(config, HuggingFaceConfig) else RunDir(path).tokenizer
     if not path.is_file():
         raise DataError(f"tokenizer.path={config.path}: there is no file {path}")
     return path
@@ -86,6 +88,8 @@ def train_tokenizer(
             return _given(config, lambda content: adopt_sentencepiece(content, names))
         case HuggingFaceConfig():
             return _given(config, lambda content: adopt_huggingface(content, config.end_token, names))
+        case SavedTokenizerConfig():
+            return _saved(config, names)
         case CharConfig():
             if not characters:
                 raise DataError("there is no text to make a char tokenizer from; use tokenizer=byte")
@@ -106,6 +110,19 @@ def _given(config: SentencePieceModelConfig | HuggingFaceConfig, adopt: Callable
         raise DataError(f"tokenizer.path={config.path}: {error}") from error
     if lost := [what for what, text in _PROBES.items() if _loses(tokenizer, text)]:
         log.warning("the tokenizer %s does not give every text back; it changes %s", path, ", ".join(lost))
+    return tokenizer
+
+
+def _saved(config: SavedTokenizerConfig, special: Sequence[str]) -> Tokenizer:
+    """Taken as it is: models that were trained with it know no other ids."""
+    path = tokenizer_file(config)
+    assert path is not None
+    tokenizer = load_tokenizer(path)
+    if missing := [name for name in special if name not in tokenizer.special]:
+        raise DataError(
+            f"tokenizer.path={config.path}: it has no token {missing[0]}, which conversations need, and gets none: "
+            "train one with tokenizer.special_tokens=all"
+        )
     return tokenizer
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from lmtrain.config.schema import EncoderDecoderConfig, ExperimentConfig, TransformerConfig
 from lmtrain.data.batches import Batch, EvalBatches, Source, TrainBatches
-from lmtrain.data.packed import PackedBatches, PackedEvalBatches
-from lmtrain.data.padded import DocumentRows, PaddedBatches, PaddedEvalBatches
+from lmtrain.data.evaluation import eval_batches
+from lmtrain.data.packed import PackedBatches
+from lmtrain.data.padded import PaddedBatches
 from lmtrain.data.prefetch import Prefetched
-from lmtrain.data.prepared import PreparedData, SplitName
+from lmtrain.data.prepared import SPLIT_WORDS, PreparedData, SplitName
 from lmtrain.data.ramps import Ramp
-from lmtrain.data.sequence_to_sequence import SourceTargetRows
+from lmtrain.data.sequence_to_sequence import document_rows
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
 from lmtrain.hardware import available_memory, choose_format
@@ -40,12 +41,6 @@ from lmtrain.training.trainer import Judge, Progress, Trainer
 from lmtrain.training.utilisation import Utilisation, measured_peak, peak_flops
 
 log = logging.getLogger(__name__)
-
-SPLIT_NAMES: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
-"""In messages."""
-
-EVAL_BATCH_SEQUENCES = 8
-"""Sequences in each of `trainer.eval_batches`: runs of every batch size are evaluated on the same text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +92,7 @@ class Session:
         if self.config.force and load_tokenizer(folder.tokenizer).fingerprint != self.tokenizer_fingerprint:
             raise RunFolderError(
                 f"{folder} has another tokenizer than the one this text makes, so its weights mean nothing here; for a "
-                f"new run from its weights: tokenizer=sentencepiece_model tokenizer.path={folder.tokenizer} "
-                f"init_from={folder}"
+                f"new run from its weights: tokenizer=saved tokenizer.path={folder} init_from={folder}"
             )
 
     def find_micro_batch_size(self) -> None:
@@ -252,7 +246,12 @@ def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
     sources, trainer = _sources(data, "train"), config.trainer
     if config.data.batches == "padded":
         return PaddedBatches(
-            _document_rows(config, data, "train"),
+            document_rows(
+                sources,
+                seq_len=config.data.seq_len,
+                split=SPLIT_WORDS["train"],
+                source_end_id=_source_end_id(config, data),
+            ),
             [source.weight for source in sources],
             batch_size=config.batch_size,
             seed=config.seed,
@@ -269,24 +268,19 @@ def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
 
 
 def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
-    sources, seq_len, size = _sources(data, "val"), config.data.seq_len, config.batch_size
-    batches = config.trainer.eval_batches
-    at_most = None if batches is None else batches * EVAL_BATCH_SEQUENCES
-    if config.data.batches == "padded":
-        rows = _document_rows(config, data, "val")
-        return PaddedEvalBatches(rows, batch_size=size, max_sequences=at_most)
-    separate = config.data.batches == "packed_documents"
-    return PackedEvalBatches(
-        sources, seq_len=seq_len, batch_size=size, max_sequences=at_most, separate_documents=separate
+    return eval_batches(
+        config.data,
+        _sources(data, "val"),
+        split=SPLIT_WORDS["val"],
+        batch_size=config.batch_size,
+        source_end_id=_source_end_id(config, data),
+        num_batches=config.trainer.eval_batches,
     )
 
 
-def _document_rows(config: ExperimentConfig, data: PreparedData, split: SplitName) -> DocumentRows:
-    """A row a document, of the kind that the model reads."""
-    sources, seq_len, name = _sources(data, split), config.data.seq_len, SPLIT_NAMES[split]
-    if isinstance(config.model, EncoderDecoderConfig):
-        return SourceTargetRows(sources, seq_len=seq_len, split=name, end_id=data.tokenizer.end_id)
-    return DocumentRows(sources, seq_len=seq_len, split=name)
+def _source_end_id(config: ExperimentConfig, data: PreparedData) -> int | None:
+    """What the targets of an encoder-decoder begin after."""
+    return data.tokenizer.end_id if isinstance(config.model, EncoderDecoderConfig) else None
 
 
 def _sources(data: PreparedData, split: SplitName) -> list[Source]:

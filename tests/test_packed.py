@@ -291,6 +291,21 @@ def test_every_token_but_the_first_is_evaluated_exactly_once(num_tokens: int, se
     assert all(len(batch.inputs) == batch_size for batch in made[:-1])
 
 
+def test_evaluation_tells_where_its_targets_lie() -> None:
+    batches = PackedEvalBatches([one_document(TOKENS), one_document(TOKENS + 1000)], seq_len=8, batch_size=4)
+    for (rows, batch), same in zip(batches.located(), batches, strict=True):
+        assert torch.equal(batch.targets, same.targets)
+        for targets, (source, start, length) in zip(batch.targets.tolist(), rows, strict=True):
+            assert targets[:length] == list(range(start + 1 + 1000 * source, start + 1 + 1000 * source + length))
+
+
+def test_evaluation_notes_what_it_leaves_out() -> None:
+    first = "the first token of a text is predicted from nothing"
+    assert PackedEvalBatches([one_document(TOKENS)], seq_len=8, batch_size=4).note == first
+    few = PackedEvalBatches([one_document(TOKENS)], seq_len=8, batch_size=4, max_sequences=6)
+    assert few.note == f"{first}; only the first 6 of 13 windows are read"
+
+
 def test_evaluation_can_be_repeated() -> None:
     batches = PackedEvalBatches([one_document(TOKENS)], seq_len=8, batch_size=4)
     assert [b.targets.tolist() for b in batches] == [b.targets.tolist() for b in batches]

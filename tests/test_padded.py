@@ -190,6 +190,18 @@ def test_every_document_is_evaluated_once_from_short_to_long() -> None:
     assert sum(batch.num_targets for batch in made) == sum(lengths) - 50 + 5
 
 
+def test_evaluation_tells_where_its_targets_lie_and_what_it_leaves_out() -> None:
+    rows = DocumentRows([source([9, 1, 40]), source([5, 7], first=1000)], seq_len=20, split="validation")
+    batches = PaddedEvalBatches(rows, batch_size=2)
+    for (places, batch), same in zip(batches.located(), batches, strict=True):
+        assert torch.equal(batch.targets, same.targets)
+        for targets, (which, start, length) in zip(batch.targets.tolist(), places, strict=True):
+            assert targets[:length] == list(range(start + 1 + 1000 * which, start + 1 + 1000 * which + length))
+    assert batches.note == rows.note != ""
+    few = PaddedEvalBatches(rows, batch_size=2, max_sequences=3)
+    assert few.note == f"{rows.note}; only the first 3 of 4 documents are read"
+
+
 def test_the_first_documents_are_evaluated_if_not_all_are() -> None:
     rows = DocumentRows([source([9] * 20), source([5] * 60, first=1000)], seq_len=100, split="validation")
     (batch,) = PaddedEvalBatches(rows, batch_size=100, max_sequences=8)

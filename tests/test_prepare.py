@@ -23,6 +23,7 @@ from lmtrain.config.schema import (
     MixtureConfig,
     PairsConfig,
     PythonStdlibConfig,
+    SavedTokenizerConfig,
     SentencePieceBpeConfig,
     TextConfig,
     TokenizerConfig,
@@ -30,7 +31,7 @@ from lmtrain.config.schema import (
 from lmtrain.data import prepare as prepare_module
 from lmtrain.data.cache import cache_folder
 from lmtrain.data.documents import Documents
-from lmtrain.data.prepare import prepare
+from lmtrain.data.prepare import find_prepared, prepare
 from lmtrain.data.prepared import PreparedData, SplitName
 from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import DataError
@@ -114,6 +115,54 @@ def test_the_tail_of_several_documents_keeps_their_order(tmp_path: Path, config:
     prepared = prepare(several, ByteConfig())
     assert texts_in(prepared, "train") == ["a" * 50 + ".", "b" * 30 + ".", "c" * 10]
     assert texts_in(prepared, "val") == ["c" * 10 + ".", "d" * 100 + "."]
+
+
+def test_without_making_splits_the_text_is_whole(config: TextConfig, tmp_path: Path) -> None:
+    """Neither divided by documents nor cut; a split that the data have stays apart."""
+    assert texts_in(prepare(config, ByteConfig(), make_splits=False), "train") == [f"{x}." for x in some_lines(100)]
+    one = replace(config, document="file", val_fraction=0.3, test_fraction=0.3)
+    whole = prepare(one, ByteConfig(), make_splits=False)
+    assert set(whole.sources[0].splits) == {"train"}
+    assert texts_in(whole, "train") == ["\n".join(some_lines(100)) + "."]
+    assert set(prepare(one, ByteConfig()).sources[0].splits) == {"train", "val", "test"}
+    given = replace(config, val_path=str(tmp_path / "val.txt"), test_fraction=0.5)
+    (tmp_path / "val.txt").write_text("one\ntwo\n")
+    apart = prepare(given, ByteConfig(), make_splits=False)
+    assert set(apart.sources[0].splits) == {"train", "val"}
+    assert texts_in(apart, "val") == ["one.", "two."]
+    assert len(texts_in(apart, "train")) == 100
+
+
+def test_a_text_too_small_to_divide_can_be_whole(config: TextConfig) -> None:
+    write(config, "a")
+    with pytest.raises(DataError, match="too little to train and to validate"):
+        prepare(config, ByteConfig())
+    assert texts_in(prepare(config, ByteConfig(), make_splits=False), "train") == ["a."]
+
+
+def test_what_is_in_the_cache_is_found_and_nothing_built(config: TextConfig) -> None:
+    assert find_prepared(config, ByteConfig()) is None
+    prepare(config, ByteConfig(), make_splits=False)
+    assert find_prepared(config, ByteConfig()) is None
+    built = prepare(config, ByteConfig())
+    found = find_prepared(config, ByteConfig())
+    assert found is not None
+    assert (found.fingerprint, found.sources[0].built) == (built.fingerprint, False)
+    assert find_prepared(config, CharConfig()) is None
+    with pytest.raises(DataError):
+        find_prepared(replace(config, path="nowhere"), ByteConfig())
+
+
+def test_a_saved_tokenizer_has_an_entry_wherever_it_lies(config: TextConfig, tmp_path: Path) -> None:
+    trained = prepare(config, SentencePieceBpeConfig(vocab_size=300))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        trained.tokenizer.save(tmp_path / name / "tokenizer.model")
+    saved = [prepare(config, SavedTokenizerConfig(path=str(tmp_path / name))) for name in ("one", "two")]
+    assert [one.sources[0].built for one in saved] == [True, False]
+    assert saved[0].tokenizer.fingerprint == trained.tokenizer.fingerprint
+    assert texts_in(saved[0], "val") == texts_in(trained, "val")
+    assert np.array_equal(documents(saved[0], "train").tokens, documents(trained, "train").tokens)
 
 
 def test_what_is_left_out_is_counted(config: TextConfig) -> None:

@@ -36,12 +36,11 @@ from lmtrain.data.cache import (
 )
 from lmtrain.data.documents import Piece, TokenArray
 from lmtrain.data.prepare import prepare
-from lmtrain.data.prepared import PreparedData, PreparedSource
+from lmtrain.data.prepared import SPLIT_WORDS, PreparedData, PreparedSource
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.run_dir import RunDir
 
-SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 SHOWN_TOKENS = 100
 """Of one piece of a document, without --full."""
 QUANTILES = {"shortest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "longest": 1.0}

@@ -142,6 +142,25 @@ class TrainBatches(Protocol):
 class EvalBatches(Protocol):
     """The same batches every time, in the same order."""
 
+    @property
+    def note(self) -> str:
+        """What of the documents is not evaluated, in a line; empty if nothing."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
+
+    def located(self) -> Iterator[tuple[Rows, Batch]]:
+        """Every batch, with where its rows lie."""
+        ...
+
+
+def note_of_limit(number: int, of: int, what: str) -> str:
+    """What to note where only the first `number` of so many are read; empty if all are."""
+    return f"only the first {number:,} of {of:,} {what} are read" if number < of else ""
+
+
+def joined_notes(*notes: str) -> str:
+    """One line of those that are not empty."""
+    return "; ".join(filter(None, notes))

@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from lmtrain.data.batches import Batch, Rows, Source
+from lmtrain.data.batches import Batch, Rows, Source, joined_notes, note_of_limit
 from lmtrain.data.documents import Documents
 from lmtrain.data.order import SequenceOrder, proportional
 from lmtrain.data.ramps import BatchSizes, Ramp, sequence_length
@@ -137,16 +137,20 @@ class PackedEvalBatches:
         batch_size: int,
         max_sequences: int | None = None,
         separate_documents: bool = False,
+        split: str = "validation",
     ) -> None:
         """Of more than `max_sequences`, the first so many, of each source in proportion to its own.
 
         Raises DataError if a source has fewer than two tokens.
         """
         for source in sources:
-            require_sequence(source, 1, "validation")
+            require_sequence(source, 1, split)
         windows = [_windows(number, source.documents, seq_len) for number, source in enumerate(sources)]
         sizes = [len(rows) for rows in windows]
         counts = sizes if max_sequences is None else proportional(sizes, max_sequences)
+        self.note = joined_notes(
+            "the first token of a text is predicted from nothing", note_of_limit(sum(counts), sum(sizes), "windows")
+        )
         self._rows = Rows.joined([rows[:count] for rows, count in zip(windows, counts, strict=True)])
         self._reader = RowReader([source.documents for source in sources])
         self._seq_len = seq_len
@@ -157,9 +161,13 @@ class PackedEvalBatches:
         return -(-len(self._rows) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for _, batch in self.located())
+
+    def located(self) -> Iterator[tuple[Rows, Batch]]:
+        """Every batch, with where its rows lie."""
         for first in range(0, len(self._rows), self._batch_size):
             rows = self._rows[first : first + self._batch_size]
-            yield self._reader.read(rows, self._seq_len, separate_documents=self._separate_documents)
+            yield rows, self._reader.read(rows, self._seq_len, separate_documents=self._separate_documents)
 
 
 def _windows(source: int, documents: Documents, seq_len: int) -> Rows:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from lmtrain.data.batches import Batch, Rows, Source
+from lmtrain.data.batches import Batch, Rows, Source, joined_notes, note_of_limit
 from lmtrain.data.documents import Documents
 from lmtrain.data.order import Integers, SequenceOrder, key_of, proportional, shuffled
 from lmtrain.data.reading import RowReader, in_multiples, padded_width
@@ -234,6 +234,7 @@ class PaddedEvalBatches:
             np.concatenate([rows.numbers(source, np.arange(count)) for source, count in enumerate(counts)]),
         )
         self._chosen = chosen[np.argsort(rows.sizes(chosen), kind="stable")]
+        self.note = joined_notes(rows.note, note_of_limit(sum(counts), sum(rows.num_rows), "documents"))
         self._rows = rows
         self._batch_size = batch_size
 
@@ -241,5 +242,10 @@ class PaddedEvalBatches:
         return -(-len(self._chosen.documents) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for _, batch in self.located())
+
+    def located(self) -> Iterator[tuple[Rows, Batch]]:
+        """Every batch, with where its rows lie."""
         for first in range(0, len(self._chosen.documents), self._batch_size):
-            yield self._rows.read(self._chosen[first : first + self._batch_size])
+            chosen = self._chosen[first : first + self._batch_size]
+            yield self._rows.rows(chosen), self._rows.read(chosen)

@@ -62,12 +62,19 @@ class _Source:
     config: DataConfig
     corpus: Corpus
     content: str  # its fingerprint
+    make_splits: bool  # whether splits that the data lack are made
 
 
 def prepare(
-    data: DataConfig, tokenizer: TokenizerConfig, on_progress: Callable[[str], None] | None = None
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    on_progress: Callable[[str], None] | None = None,
+    *,
+    make_splits: bool = True,
 ) -> PreparedData:
     """Find the prepared data of these settings in the cache, or build it.
+
+    Without `make_splits`, data that have no splits of their own are one, `train`.
 
     Any number of processes may call this at once: one builds, the others wait. The cache is `data.cache_dir`,
     else $LMTRAIN_CACHE, else the user's cache folder. `on_progress` gets short messages while something is
@@ -76,7 +83,7 @@ def prepare(
     """
     report = on_progress or (lambda message: None)
     cache = cache_folder(data)
-    sources = _open(data, cache)
+    sources = _open(data, cache, make_splits=make_splits)
     _require_given(tokenizer, sources)
     identity = _identity(sources, tokenizer)
     folder = cache / "prepared" / _key(identity)
@@ -102,12 +109,20 @@ def prepare(
     return built
 
 
-def _open(data: DataConfig, cache: Path) -> list[_Source]:
+def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData | None:
+    """What `prepare` would find in the cache; None if it would have to build. Raises DataError if there is no text."""
+    cache = cache_folder(data)
+    sources = _open(data, cache, make_splits=True)
+    return _load(cache / "prepared" / _key(_identity(sources, tokenizer)), sources, built=False, tell=False)
+
+
+def _open(data: DataConfig, cache: Path, *, make_splits: bool) -> list[_Source]:
     configs = {"": data}
     if isinstance(data, MixtureConfig):
         configs = {name: replace(one, cache_dir=data.cache_dir) for name, one in data.sources.items()}
     corpora = {name: open_corpus(config) for name, config in configs.items()}
-    return [_Source(name, configs[name], corpus, corpus.fingerprint(cache)) for name, corpus in corpora.items()]
+    sums = {name: corpus.fingerprint(cache) for name, corpus in corpora.items()}
+    return [_Source(name, configs[name], corpora[name], sums[name], make_splits) for name in configs]
 
 
 def _require_given(tokenizer: TokenizerConfig, sources: list[_Source]) -> None:
@@ -131,6 +146,8 @@ def _identity(sources: list[_Source], tokenizer: TokenizerConfig) -> dict[str, A
         identity[prefix] = type(source.config).__name__
         identity[f"{prefix} text"] = source.content
         identity |= {f"{prefix}.{k}": v for k, v in asdict(source.config).items() if k not in _NOT_IN_KEY}
+        if not source.make_splits:
+            identity |= {f"{prefix}.split": "none", f"{prefix}.val_fraction": 0, f"{prefix}.test_fraction": 0}
     identity["tokenizer"] = type(tokenizer).__name__
     identity |= {f"tokenizer.{key}": value for key, value in asdict(tokenizer).items() if key != "path"}
     if file := tokenizer_file(tokenizer):
@@ -230,7 +247,7 @@ def _build(
     for source in sources:
         report(f"reading {source.corpus.name}")
         see = None if sample is None else functools.partial(_add, sample, num_documents)
-        surveys[source.name] = survey(source.corpus, source.config, report, see)
+        surveys[source.name] = survey(source.corpus, source.config, report, see, make_splits=source.make_splits)
         num_documents += len(surveys[source.name].sides)
     if sample is not None:
         report("training the tokenizer")

@@ -13,6 +13,7 @@ from lmtrain.data.tokenizer import Tokenizer
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+SPLIT_WORDS: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)

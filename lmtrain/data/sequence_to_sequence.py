@@ -64,3 +64,13 @@ class SourceTargetRows(DocumentRows):
         sources_BS = torch.zeros((batch_size, padded_width(self._longest[1:], self.seq_len)), dtype=torch.int64)
         mask_BS = torch.ones_like(sources_BS, dtype=torch.bool)
         return replace(super().largest(batch_size), sources=sources_BS, source_mask=mask_BS)
+
+
+def document_rows(sources: Sequence[Source], *, seq_len: int, split: str, source_end_id: int | None) -> DocumentRows:
+    """A row a document: of an encoder-decoder, whose targets begin after the end token given; of a decoder (None).
+
+    Raises DataError if nothing is left of a source.
+    """
+    if source_end_id is None:
+        return DocumentRows(sources, seq_len=seq_len, split=split)
+    return SourceTargetRows(sources, seq_len=seq_len, split=split, end_id=source_end_id)

@@ -67,10 +67,13 @@ def survey(
     data: DataConfig,
     report: Callable[[str], None],
     see: Callable[[str, int], None] | None = None,
+    *,
+    make_splits: bool = True,
 ) -> Survey:
     """Read a corpus once. Raises DataError for what cannot be read, or if a split would be empty.
 
-    `see` is shown every text, with the number of its document.
+    `see` is shown every text, with the number of its document. Without
+    `make_splits`, the splits are those that the corpus has of its own.
     """
     left_out: Counter[str] = Counter({f"shorter than data.min_chars={data.min_chars}": 0})
     found = _Listing(data)
@@ -89,12 +92,14 @@ def survey(
             numbers[split] = range(first, len(found.digests))
             _require_documents(corpus, data, split, len(numbers[split]), left_out)
     digests = np.frombuffer(found.digests, np.uint64)
+    wanted: dict[SplitName, float] = {"val": data.val_fraction, "test": data.test_fraction}
+    fractions = {split: 0.0 if split in numbers or not make_splits else wanted[split] for split in wanted}
     division = divide(
         digests[numbers["train"].start :],
         np.frombuffer(found.lengths, np.int64),
         data.split,
-        val_fraction=0.0 if "val" in numbers else data.val_fraction,
-        test_fraction=0.0 if "test" in numbers else data.test_fraction,
+        val_fraction=fractions["val"],
+        test_fraction=fractions["test"],
         divisible=found.divisible,
     )
     together = _with_given(division, numbers)
@@ -106,7 +111,7 @@ def survey(
             raise DataError(f"every training document of {corpus.name} is one of another split (data.deduplicate)")
     return Survey(
         divisions={split: _part(together, among) for split, among in numbers.items()},
-        splits=tuple(name for name in SPLITS if name != "test" or "test" in numbers or data.test_fraction),
+        splits=tuple(name for name in SPLITS if name in numbers or fractions[name]),
         num_chars=found.num_chars,
         duplicates=duplicates,
         left_out=dict(left_out),

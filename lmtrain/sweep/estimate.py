@@ -18,14 +18,15 @@ from lmtrain.config.schema import (
     IdsConfig,
     LionConfig,
     MuonConfig,
+    SavedTokenizerConfig,
     SentencePieceConfig,
     SentencePieceModelConfig,
     SGDConfig,
 )
+from lmtrain.data.evaluation import EVAL_BATCH_SEQUENCES
 from lmtrain.hardware import FORMATS, available_memory, choose_device, set_threads
 from lmtrain.machine import available_cores, count_gpus
 from lmtrain.model.sizing import count_parameters, flops_per_token
-from lmtrain.session import EVAL_BATCH_SEQUENCES
 from lmtrain.sweep.setup import first_evaluation, token_budget
 from lmtrain.training.utilisation import measured_peak, peak_flops
 
@@ -156,6 +157,6 @@ def _vocab_size(config: ExperimentConfig) -> int:
             return config.tokenizer.vocab_size
         case ByteConfig():
             return 257
-        case HuggingFaceConfig() | SentencePieceModelConfig():
+        case HuggingFaceConfig() | SentencePieceModelConfig() | SavedTokenizerConfig():
             return USUAL_PIECES
     return USUAL_CHARACTERS

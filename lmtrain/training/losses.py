@@ -18,6 +18,14 @@ def sum_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     )
 
 
+def losses_of_targets(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy of every target, (B, T) fp32 in nats; 0 where it does not count."""
+    losses_N = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses_N.view_as(targets_BT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingLoss:
     """Cross-entropy, with label smoothing and a z-loss if they are not 0.

@@ -1,4 +1,4 @@
-"""Every shipped decoder preset has the size its file states: by formula and built on the meta device."""
+"""Every shipped preset has the size its file states: by formula and built on the meta device."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ import pytest
 import torch
 import yaml
 
-from lmtrain.config.schema import DecoderConfig
+from lmtrain.config.schema import DecoderConfig, EncoderDecoderConfig, TransformerConfig
 from lmtrain.model.building import build_model
 from lmtrain.model.sizing import count_parameters
 
 PRESETS = sorted((Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
-STATED = re.compile(r"^# parameters: ([\d,]+) at a vocabulary of ([\d,]+)$", re.MULTILINE)
-NOMINAL_SIZES = {"nano": 1e6, "tiny": 25e6, "small": 350e6, "medium": 1.5e9, "research": 7e9}
-SEQ_LEN = 64
+STATED = re.compile(
+    r"^# parameters: ([\d,]+) at a vocabulary of ([\d,]+)(?: and data\.seq_len=([\d,]+))?$", re.MULTILINE
+)
+NOMINAL_SIZES = {
+    **{"nano": 1e6, "tiny": 25e6, "small": 350e6, "medium": 1.5e9, "research": 7e9, "gpt2": 124e6},
+    **{"seq2seq_nano": 4e6, "seq2seq_small": 65e6},
+}
+SCHEMAS = {"_decoder": DecoderConfig, "_encoder_decoder": EncoderDecoderConfig}
+SEQ_LEN = 64  # where positions have no weights
 
 
-def load(path: Path) -> tuple[DecoderConfig, int, int]:
-    """The preset's config, the number of parameters it states and the vocabulary it states it for."""
+def load(path: Path) -> tuple[TransformerConfig, int, int, int]:
+    """The preset's config, the number of parameters it states, and the vocabulary and context it states it for."""
     text = path.read_text(encoding="utf-8")
     values: dict[str, Any] = yaml.safe_load(text)
-    assert values.pop("defaults") == ["_decoder", "_self_"]
+    schema, own = values.pop("defaults")
+    assert own == "_self_"
     stated = STATED.search(text)
     assert stated, f"{path.name} must state its size: # parameters: N at a vocabulary of V"
-    parameters, vocab_size = (int(number.replace(",", "")) for number in stated.groups())
-    return DecoderConfig(**values), parameters, vocab_size
+    parameters, vocab_size, seq_len = (number and int(number.replace(",", "")) for number in stated.groups())
+    return SCHEMAS[schema](**values), parameters, vocab_size, seq_len or SEQ_LEN
 
 
 def test_every_promised_preset_is_shipped() -> None:
@@ -37,13 +44,15 @@ def test_every_promised_preset_is_shipped() -> None:
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_preset_has_the_stated_size(path: Path) -> None:
-    config, parameters, vocab_size = load(path)
+    config, parameters, vocab_size, seq_len = load(path)
     assert path.read_text(encoding="utf-8").startswith("# ")
-    assert count_parameters(config, vocab_size, SEQ_LEN).total == parameters
+    assert count_parameters(config, vocab_size, seq_len).total == parameters
     with torch.device("meta"):
-        model = build_model(config, vocab_size=vocab_size, seq_len=SEQ_LEN, dropout=0.0)
-        logits_BTV = model(torch.zeros(1, SEQ_LEN, dtype=torch.int64))
+        model = build_model(config, vocab_size=vocab_size, seq_len=seq_len, dropout=0.0)
+        tokens_BT = torch.zeros(1, seq_len, dtype=torch.int64)
+        source = {"sources_BS": tokens_BT} if isinstance(config, EncoderDecoderConfig) else {}
+        logits_BTV = model(tokens_BT, **source)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert logits_BTV.shape == (1, SEQ_LEN, vocab_size)
+    assert logits_BTV.shape == (1, seq_len, vocab_size)
     if path.stem in NOMINAL_SIZES:
         assert parameters == pytest.approx(NOMINAL_SIZES[path.stem], rel=0.06)

@@ -5,9 +5,10 @@
   lmtrain generate RUN < FILE                  goes on with every line of standard input
   lmtrain generate RUN --chat [--system TEXT]  a conversation: a turn a line, until Ctrl-D
 
-RUN is a run folder. An empty prompt begins as documents do. Standard output gets the new texts, each with a line end
-after it, and nothing else; a terminal also shows their prompts. The same seed gives the same text again, whatever the
-other prompts are.
+RUN is a run folder. Of a model trained on pairs, a prompt is a source, and the likeliest target is searched for
+(--beams), unless a temperature is given. An empty prompt begins as documents do. Standard output gets the new texts,
+each with a line end after it, and nothing else; a terminal also shows their prompts. The same seed gives the same text
+again, whatever the other prompts are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from lmtrain.errors import DataError
 from lmtrain.inference import Chat, TrainedModel, load_model
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 
+DEFAULT_BEAMS = 4
+"""Of models trained on pairs."""
+
 ONE_THREAD_BELOW = 3_000_000
 """Parameters of a model whose tokens are not made faster by a second thread, which on a busy machine is waited for."""
 
@@ -39,7 +43,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     _check(options)
     sampling = Sampling(
-        temperature=options.temperature,
+        temperature=_temperature(options),
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
@@ -52,6 +56,9 @@ def main(arguments: list[str]) -> int:
         set_threads(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the prompts, whatever the locale
+    if options.beams is None:
+        searching = trained.reads_sources and options.temperature is None and options.num_samples == 1
+        options.beams = DEFAULT_BEAMS if searching else 1
     if options.chat:
         _converse(trained, sampling, options)
     else:
@@ -70,7 +77,7 @@ def _parser() -> CommandParser:
     add("--system", metavar="TEXT", help="with --chat: said to the model before the conversation")
     add("--max-new-tokens", type=int, default=200, metavar="N", help="length of a text (default 200)")
     hotter = f"0: always the likeliest token; higher: more surprising (default {defaults.temperature})"
-    add("--temperature", type=float, default=defaults.temperature, metavar="T", help=hotter)
+    add("--temperature", type=float, metavar="T", help=hotter)
     likeliest = f"draw from the K likeliest tokens, or all (default {defaults.top_k})"
     add("--top-k", type=_top_k, default=defaults.top_k, metavar="K", help=likeliest)
     together = "draw from the likeliest tokens that together have probability P (default 1: all)"
@@ -79,6 +86,10 @@ def _parser() -> CommandParser:
     add("--min-p", type=float, default=defaults.min_p, metavar="P", help=share)
     fewer = "above 1: fewer repetitions (default 1)"
     add("--repetition-penalty", type=float, default=defaults.repetition_penalty, metavar="R", help=fewer)
+    searched = f"follow K texts and write the likeliest, drawing nothing (default {DEFAULT_BEAMS} for pairs, else 1)"
+    add("--beams", type=int, metavar="K", help=searched)
+    longer = "with --beams: a text counts by its log-probability / length^A; higher: longer texts (default 1)"
+    add("--length-penalty", type=float, default=1.0, metavar="A", help=longer)
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
     add("--seed", type=int, default=0, metavar="S", help="of everything random (default 0)")
     add("--num-samples", type=int, default=1, metavar="N", help="texts a prompt, with seeds S, S + 1, … (default 1)")
@@ -86,6 +97,13 @@ def _parser() -> CommandParser:
     add("--checkpoint", metavar="C", help="last, best or a step (default: the best, else the newest)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or mps (default auto)")
     return parser
+
+
+def _temperature(options: argparse.Namespace) -> float:
+    """A number of beams alone asks for what is likely: one beam is greedy."""
+    if options.temperature is not None:
+        return float(options.temperature)
+    return DEFAULT_SAMPLING.temperature if options.beams is None else 0.0
 
 
 def _top_k(word: str) -> int | None:
@@ -102,6 +120,13 @@ def _check(options: argparse.Namespace) -> None:
     require("" not in options.stop, "--stop must not be empty: every text would end before it begins")
     require(options.chat or options.system is None, "--system is for --chat")
     require(not options.chat or options.num_samples == 1, "--num-samples is not for --chat: a turn has one answer")
+    require(options.beams is None or options.beams >= 1, f"--beams must be at least 1, got {options.beams}")
+    if options.beams is not None and options.beams > 1:
+        require(not options.chat, "--beams is not for --chat")
+        require(
+            not options.temperature and options.num_samples == 1,
+            "--beams finds the likeliest text and draws nothing: leave --temperature and --num-samples out",
+        )
 
 
 # ------------------------------------------------------------------------------------------- prompts
@@ -150,7 +175,8 @@ def _continue(trained: TrainedModel, prompts: list[str], sampling: Sampling, opt
         if options.strict:
             trained.require_room(prompt_ids, name)
         elif len(prompt_ids) > trained.seq_len:
-            _tell(f"{name} has {len(prompt_ids):,} tokens: only the last {trained.seq_len:,}, the context, are read")
+            part = "first" if trained.reads_from_the_start else "last"
+            _tell(f"{name} has {len(prompt_ids):,} tokens: only the {part} {trained.seq_len:,}, the context, are read")
         elif not prompts[number - 1]:
             _tell(f"{name} is empty: beginning as documents do")
     samples = range(options.num_samples)
@@ -162,6 +188,8 @@ def _continue(trained: TrainedModel, prompts: list[str], sampling: Sampling, opt
         seeds=[seed for _, seed in rows],
         stops=options.stop,
         on_text=Output([prompt for prompt in prompts for _ in samples]),
+        num_beams=options.beams,
+        length_penalty=options.length_penalty,
     )
 
 

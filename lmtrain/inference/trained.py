@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmtrain.config.compose import compose_config
-from lmtrain.config.schema import ExperimentConfig
+from lmtrain.config.schema import EncoderDecoderConfig, ExperimentConfig, is_of_pairs
 from lmtrain.data.tokenizer import TURN_END, Tokenizer, load_tokenizer
 from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.inference.text_stream import TextStream
@@ -46,12 +46,26 @@ class TrainedModel:
         return self.model.seq_len
 
     @property
+    def reads_sources(self) -> bool:
+        """Whether a prompt is the source of a pair, whose target is generated."""
+        return is_of_pairs(self.config.data)
+
+    @property
+    def reads_from_the_start(self) -> bool:
+        """Of a prompt longer than the context the first tokens are read, by an encoder, instead of the last."""
+        return isinstance(self.config.model, EncoderDecoderConfig)
+
+    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The ids of a prompt; of an empty one the end token, after which documents begin. Raises DataError."""
-        return self.tokenizer.encode(prompt).tolist() or [self.tokenizer.end_id]
+        """The ids of a prompt, as in training: of a source with the end token after it. Raises DataError.
+
+        Of an empty prompt the end token, after which documents begin.
+        """
+        ids: list[int] = self.tokenizer.encode(prompt).tolist()
+        return [*ids, self.tokenizer.end_id] if self.reads_sources or not ids else ids
 
     def require_room(self, prompt_ids: Sequence[int], name: str = "the prompt") -> None:
         """Raise ConfigError if a prompt is longer than the context."""
@@ -69,13 +83,20 @@ class TrainedModel:
         seeds: Sequence[int] | None = None,
         stops: Sequence[str] = (),
         on_text: OnText | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
     ) -> list[str]:
         """The texts that follow prompts, by the rules of `generate_batch`, ROWS_AT_ONCE of them together.
 
-        A text ends before any of `stops`, at the end of a document, at the end of a turn, or after max_new_tokens.
+        A text ends before any of `stops`, at the end of a document, at the end of a turn, or after max_new_tokens. With
+        more than one beam, the likeliest texts that `beam_search` finds: `sampling` and `seeds` are not used.
         """
+        from lmtrain.model.beam_search import beam_search
         from lmtrain.model.generation import generate_batch
 
+        sources = prompts if self.reads_from_the_start else None
+        if sources is not None:
+            prompts = [[self.tokenizer.end_id]] * len(sources)
         streams = [TextStream(self.tokenizer.decode, prompt, stops) for prompt in prompts]
 
         def take(first: int, number: int, token: int | None) -> bool:
@@ -92,15 +113,18 @@ class TrainedModel:
         ends = {self.tokenizer.end_id, self.tokenizer.special.get(TURN_END, self.tokenizer.end_id)}
         for first in range(0, len(prompts), ROWS_AT_ONCE):
             some = slice(first, first + ROWS_AT_ONCE)
-            generate_batch(
-                self.model,
-                prompts[some],
-                sampling,
-                max_new_tokens=max_new_tokens,
-                seeds=None if seeds is None else seeds[some],
-                stop_ids=ends,
-                on_token=partial(take, first),
-            )
+            task: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": ends}
+            task["sources"] = None if sources is None else sources[some]
+            if num_beams == 1:
+                row_seeds = None if seeds is None else seeds[some]
+                generate_batch(
+                    self.model, prompts[some], sampling, seeds=row_seeds, on_token=partial(take, first), **task
+                )
+                continue
+            found = beam_search(self.model, prompts[some], num_beams=num_beams, length_penalty=length_penalty, **task)
+            for row, tokens in enumerate(found):
+                any(take(first, row, token) for token in tokens)  # until a stop string
+                take(first, row, None)
         return [stream.text for stream in streams]
 
 

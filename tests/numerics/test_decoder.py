@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from naive_transformer import decoder_logits
 from torch import Tensor
 
 from lmtrain.config.schema import DecoderConfig, ModelConfig
@@ -37,93 +38,14 @@ def tokens(batch_size: int = 3, length: int = SEQ_LEN) -> Tensor:
     return torch.randint(VOCAB_SIZE, (batch_size, length), generator=torch.Generator().manual_seed(1))
 
 
-# --------------------------------------------------------- the reference: loops, float64, one sequence
-
-
-def reference_norm(x: Tensor, weight: Tensor, config: DecoderConfig) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True) if config.norm == "layernorm" else x
-    return weight * centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + config.norm_eps)
-
-
-def reference_rotate(vector: Tensor, position: int, theta: float) -> Tensor:
-    """Each pair (i, i + C/2) as a complex number, turned by position · theta^(-2i/C)."""
-    half = vector.numel() // 2
-    turned = torch.empty_like(vector)
-    for i in range(half):
-        angle = position * theta ** (-2 * i / vector.numel())
-        number = complex(vector[i], vector[i + half]) * complex(math.cos(angle), math.sin(angle))
-        turned[i], turned[i + half] = number.real, number.imag
-    return turned
-
-
-def reference_attention(x: Tensor, weights: dict[str, Tensor], config: DecoderConfig) -> Tensor:
-    heads, kv_heads, width = config.num_heads, config.kv_heads, config.head_dim
-    projected = x @ weights["qkv.weight"].T
-    q = projected[:, : heads * width].view(-1, heads, width)
-    k = projected[:, heads * width : (heads + kv_heads) * width].view(-1, kv_heads, width)
-    v = projected[:, (heads + kv_heads) * width :].view(-1, kv_heads, width)
-    if config.qk_norm:
-        q = q / torch.sqrt((q**2).mean(-1, keepdim=True) + config.norm_eps)
-        k = k / torch.sqrt((k**2).mean(-1, keepdim=True) + config.norm_eps)
-
-    def placed(vector: Tensor, position: int) -> Tensor:
-        rotary = config.position == "rotary"
-        return reference_rotate(vector, position, config.rope_theta) if rotary else vector
-
-    rows = []
-    for t in range(len(x)):
-        row = []
-        for head in range(heads):
-            shared = head // (heads // kv_heads)
-            query = placed(q[t, head], t)
-            scores = [query @ placed(k[s, shared], s) / math.sqrt(width) for s in range(t + 1)]
-            probabilities = torch.softmax(torch.stack(scores), dim=0)
-            row.append(sum(p * v[s, shared] for s, p in enumerate(probabilities)))
-        rows.append(torch.cat(row))
-    return torch.stack(rows) @ weights["output.weight"].T
-
-
-def reference_feed_forward(x: Tensor, weights: dict[str, Tensor], config: DecoderConfig) -> Tensor:
-    def gelu(z: Tensor) -> Tensor:
-        return z * 0.5 * (1 + torch.erf(z / math.sqrt(2)))
-
-    hidden = x @ weights["up.weight"].T
-    gate, value = hidden[:, : config.hidden_dim], hidden[:, config.hidden_dim :]
-    if config.activation == "swiglu":
-        hidden = gate / (1 + torch.exp(-gate)) * value
-    elif config.activation == "geglu":
-        hidden = gelu(gate) * value
-    elif config.activation == "gelu":
-        hidden = gelu(hidden)
-    else:
-        hidden = torch.where(hidden > 0, hidden**2, 0.0)
-    return hidden @ weights["down.weight"].T
-
-
 def reference_logits(model: Decoder, tokens_T: Tensor) -> Tensor:
-    config = model.config
-    weights = {name: value.double() for name, value in model.state_dict().items()}
-
-    def within(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
-
-    x = weights["embedding.weight"][tokens_T]
-    if config.position == "learned":
-        x = x + weights["position.weight"][: len(tokens_T)]
-    for i in range(config.num_layers):
-        block = within(f"blocks.{i}.")
-        normed = reference_norm(x, block["attention_norm.weight"], config)
-        x = x + reference_attention(normed, within(f"blocks.{i}.attention."), config)
-        normed = reference_norm(x, block["feed_forward_norm.weight"], config)
-        x = x + reference_feed_forward(normed, within(f"blocks.{i}.feed_forward."), config)
-    head = weights["embedding.weight" if config.tie_embeddings else "head.weight"]
-    return reference_norm(x, weights["norm.weight"], config) @ head.T
+    return decoder_logits(model.config, model.state_dict(), tokens_T)
 
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "norm": ("rmsnorm", "layernorm"),
-    "position": ("rotary", "learned"),
-    "activation": ("swiglu", "geglu", "gelu", "relu2"),
+    "position": ("rotary", "learned", "sinusoidal", "none"),
+    "activation": ("swiglu", "geglu", "gelu", "gelu_tanh", "relu2"),
     "num_kv_heads": (None, 2, 1),
     "qk_norm": (False, True),
     "tie_embeddings": (True, False),
@@ -142,9 +64,53 @@ def test_logits_equal_the_reference_for_every_choice(norm: str, position: str) -
         with torch.no_grad():
             logits_TV = model(sequence_T[None])[0]
             expected_TV = reference_logits(model, sequence_T)
-        # fp32 against float64; relative to the largest logit, which depends on the choice.
-        error = (logits_TV - expected_TV).abs().max() / expected_TV.abs().max()
-        assert error < 1e-5, f"{settings}: relative error {error}"
+        assert_near(logits_TV, expected_TV, settings)
+
+
+def assert_near(logits_TV: Tensor, expected_TV: Tensor, settings: Any) -> None:
+    """fp32 against float64; relative to the largest logit, which depends on the settings."""
+    error = (logits_TV - expected_TV).abs().max() / expected_TV.abs().max()
+    assert error < 1e-5, f"{settings}: relative error {error}"
+
+
+FURTHER: list[dict[str, Any]] = [
+    {"bias": True},
+    {"bias": True, "norm": "layernorm", "position": "learned", "activation": "gelu_tanh"},
+    {"sliding_window": 3},
+    {"sliding_window": 1, "num_kv_heads": 2},
+    {"sliding_window": SEQ_LEN},
+    {"logit_softcap": 2.0},
+    {"rope_scaling": "linear", "rope_factor": 4.0},
+    {"rope_scaling": "ntk", "rope_factor": 4.0},
+    {"rope_theta": 100.0, "rope_scaling": "ntk", "rope_factor": 1.5, "sliding_window": 5, "logit_softcap": 8.0},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", FURTHER, ids=str)
+def test_logits_equal_the_reference_with_further_settings(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = decoder(**settings)
+    randomise(model)
+    sequence_T = tokens(batch_size=1)[0]
+    expected_TV = reference_logits(model, sequence_T)
+    assert_near(model(sequence_T[None])[0], expected_TV, settings)
+    if "bias" not in settings and settings.get("sliding_window") != SEQ_LEN:
+        plain = decoder(num_kv_heads=settings.get("num_kv_heads"))
+        plain.load_state_dict(model.state_dict())
+        assert (plain(sequence_T[None])[0] - expected_TV).abs().max() > 1e-2, "it makes a difference"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, *FURTHER], ids=str)
+def test_token_by_token_with_a_cache_equals_all_at_once(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = decoder(**settings).eval()
+    randomise(model)
+    tokens_BT, cache = tokens(), model.new_cache(3)
+    parts = [model(tokens_BT[:, :4], cache)]
+    parts += [model(tokens_BT[:, t : t + 1], cache) for t in range(4, SEQ_LEN)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens_BT), atol=2e-5, rtol=1e-5)
 
 
 def test_reference_notices_a_wrong_setting() -> None:

@@ -18,6 +18,7 @@ from lmtrain.config.schema.data import (
     RecordsConfig,
     TextConfig,
     TokensConfig,
+    is_of_pairs,
 )
 from lmtrain.config.schema.experiment import SCHEMAS, ExperimentConfig
 from lmtrain.config.schema.model import DecoderConfig, EncoderDecoderConfig, ModelConfig, TransformerConfig
@@ -109,4 +110,5 @@ __all__ = [
     "TrainerConfig",
     "TransformerConfig",
     "WarmupStableDecayConfig",
+    "is_of_pairs",
 ]

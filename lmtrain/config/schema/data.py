@@ -123,3 +123,10 @@ class MixtureConfig(DataConfig):
         for name, source in self.sources.items():
             require(name.isidentifier(), f"data.sources: {name!r} must be a plain name")
             require(not isinstance(source, MixtureConfig), f"data.sources.{name} is a mixture itself")
+
+
+def is_of_pairs(data: DataConfig) -> bool:
+    """Whether every document is a source and its target."""
+    if isinstance(data, MixtureConfig):
+        return all(is_of_pairs(source) for source in data.sources.values())
+    return isinstance(data, PairsConfig)

@@ -23,8 +23,7 @@ from lmtrain.data.prepared import PreparedData
 from lmtrain.errors import Interrupted, RunError, RunFolderError
 from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.inference import TrainedModel
-from lmtrain.model.generation import generate
-from lmtrain.model.sampling import GREEDY
+from lmtrain.inference.sample import sample
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
@@ -38,9 +37,6 @@ from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.trainer import Progress
 
 log = logging.getLogger(__name__)
-
-SAMPLE_PROMPT_TOKENS = 24  # of validation text, which the sample at the end of a run begins with
-SAMPLE_PROMPTS = 3  # ... or prompts that it answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,30 +325,10 @@ class _Attempt:
         )
 
     def _sample(self) -> str:
-        """The first tokens of the validation text, or its first prompts, and how the trained model goes on."""
-        if self.data.documents("val")[0].prompts is not None:
-            return self._answers()
-        prompt = [int(token) for token in self.data.documents("val")[0].tokens[:SAMPLE_PROMPT_TOKENS]]
-        new_ids = generate(
-            self.session.model, prompt, max_new_tokens=self.config.trainer.sample_tokens, seed=self.config.seed
-        )
-        return self.data.tokenizer.decode([*prompt, *new_ids])
-
-    def _answers(self) -> str:
-        """Sources or conversations, each with the likeliest answer under it."""
-        documents, tokenizer = self.data.documents("val")[0], self.data.tokenizer
-        assert documents.prompts is not None
-        prompts = [
-            documents[number].ids[: int(prompt)].tolist() or [tokenizer.end_id]
-            for number, prompt in enumerate(documents.prompts[:SAMPLE_PROMPTS])
-        ]
         trained = TrainedModel(
-            config=self.config, model=self.session.model, tokenizer=tokenizer, step=self.progress.step
+            config=self.config, model=self.session.model, tokenizer=self.data.tokenizer, step=self.progress.step
         )
-        answers = trained.generate(prompts, GREEDY, max_new_tokens=self.config.trainer.sample_tokens)
-        return "\n\n".join(
-            f"{tokenizer.decode(prompt)}\n{answer}" for prompt, answer in zip(prompts, answers, strict=True)
-        )
+        return sample(trained, self.data.documents("val")[0], max_new_tokens=self.config.trainer.sample_tokens)
 
 
 @contextlib.contextmanager

@@ -84,6 +84,8 @@ def needed(group: str, option: str) -> list[str]:
     """The words an option cannot do without."""
     if option == "mixture":
         return ["+data@data.sources.a=python_stdlib", "+data@data.sources.b=text", "data.sources.b.path=input.txt"]
+    if option.startswith("seq2seq"):
+        return ["data=multi30k"]
     missing = OmegaConf.missing_keys(composed(f"{group}={option}")[group])
     return [f"{key}={VALUES[key.rpartition('.')[2]]}" for key in sorted(missing)]
 
@@ -105,6 +107,26 @@ def test_every_experiment_composes_and_says_how_to_run_it(name: str) -> None:
 
 def is_text(experiment: str) -> bool:
     return "override /data: text" in (CONF / "experiment" / f"{experiment}.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=seq2seq_nano"], "trained on pairs of a source and a target: choose data=multi30k"),
+        (["model=seq2seq_nano", "data=multi30k", "data.targets=all"], "with data.targets=target"),
+        (["model=seq2seq_nano", "data=multi30k", "data.batches=packed"], "needs data.batches=padded, got packed"),
+        (["model.attention=flex", "dropout=0.1"], "model.attention=flex cannot drop out attention"),
+        (["model.rope_scaling=ntk", "model.position=learned"], "is for model.position=rotary, got learned"),
+        (["model.rope_factor=2"], "model.rope_factor=2.0 needs model.rope_scaling=linear or ntk"),
+        (["model.rope_scaling=ntk", "model.d_model=8", "model.num_heads=4"], "needs heads wider than 2"),
+        (["model.position=sinusoidal", "model.d_model=9", "model.num_heads=3"], "needs an even model.d_model, got 9"),
+        (["model.sliding_window=0"], "model.sliding_window must be positive"),
+        (["model.logit_softcap=-1"], "model.logit_softcap must be positive"),
+    ],
+)
+def test_architectures_keep_their_rules(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(*words)
 
 
 def test_root_keys_and_their_defaults() -> None:
@@ -297,6 +319,8 @@ misleading = st.sampled_from(["1e3", "0x1f", "null", "yes", "~", "1_000", ".5", 
 @given(data=st.data())
 def test_a_saved_config_composes_to_the_same_settings(data: st.DataObject, tmp_path_factory: Any) -> None:
     options = {group: data.draw(st.sampled_from(compose.group_options(group))) for group in SCHEMAS}
+    if options["model"].startswith("seq2seq"):
+        options["data"] = "multi30k"
     words = [f"{group}={option}" for group, option in options.items()]
     config = parse(*words, *(word for group, option in options.items() for word in needed(group, option)))
     if "data=text" in words:

@@ -6,6 +6,7 @@ Here in one process, for every optimizer, schedule and trick that keeps somethin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "padded": ("data.batches=padded", "data.document=line", "data.seq_len=24", "trainer.micro_batch_size=3"),
     "a mixture": ("data.document=line", "trainer.batch_size_warmup_steps=10"),
     "a padded mixture": ("data.document=line", "data.batches=padded", "data.seq_len=24"),
+    "an encoder-decoder": (
+        *("model=seq2seq_nano", "model.num_encoder_layers=1", "model.num_decoder_layers=1", "data=pairs"),
+        *("data.source=question", "data.target=answer", "data.seq_len=24", "trainer.micro_batch_size=3"),
+    ),
     "losses": ("trainer.label_smoothing=0.1", "trainer.z_loss=1e-3", "model.position=learned"),
 }
 
@@ -109,7 +114,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def settings(variant: str, corpus: Path) -> ExperimentConfig:
-    return compose_config([*TINY, *LONG, *VARIANTS[variant], f"data.path={corpus}"])
+    common = [*TINY, *LONG]
+    if variant == "an encoder-decoder":
+        common = [word for word in common if not word.startswith(("model.num_layers", "data=", "data.seq_len"))]
+        corpus = pairs_of(corpus)
+    return compose_config([*common, *VARIANTS[variant], f"data.path={corpus}"])
+
+
+def pairs_of(corpus: Path) -> Path:
+    """The words of its lines, and the same from last to first."""
+    path = corpus.with_name("pairs.jsonl")
+    lines = [line.split()[:4] for line in corpus.read_text().splitlines() if line.split()]
+    records = [{"question": " ".join(words), "answer": " ".join(reversed(words))} for words in lines]
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

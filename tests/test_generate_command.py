@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
-from trained_runs import chat_tokenizer, make_run
+from trained_runs import chat_tokenizer, make_run, make_translator
 
 from lmtrain.commands import generate as command
 from lmtrain.data.tokenizer import ByteTokenizer
@@ -31,6 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder / "plain", ByteTokenizer())
     make_run(folder / "chat", chat_tokenizer(), "data.seq_len=64")
+    make_translator(folder / "pairs")
     return folder
 
 
@@ -75,8 +76,7 @@ def test_settings_reach_the_model(runs: Path, trained: TrainedModel, capsys: Cap
 
 
 def test_the_defaults_are_those_of_the_library(runs: Path) -> None:
-    options = command._parser().parse_args([str(runs)])
-    assert Sampling(**{name: getattr(options, name) for name in vars(DEFAULT_SAMPLING)}) == DEFAULT_SAMPLING
+    assert command._sampling(command._parser().parse_args([str(runs)])) == DEFAULT_SAMPLING
 
 
 def test_every_line_is_a_prompt_and_every_prompt_has_its_samples(
@@ -88,6 +88,32 @@ def test_every_line_is_a_prompt_and_every_prompt_has_its_samples(
     command.main([str(runs / "plain"), "--max-new-tokens", "5", "--num-samples", "2", "--seed", "7"])
     expected = [text_of(trained, prompt, seed, length=5) for prompt in prompts for seed in (7, 8)]
     assert capsys.readouterr().out == "".join(f"{text}\n" for text in expected)
+
+
+def test_of_pairs_the_likeliest_target_is_searched_for(runs: Path, capsys: Capture) -> None:
+    trained = load_model(runs / "pairs")
+    sources = [trained.encode_prompt(text) for text in ("ein Hund", "b")]
+    assert sources[1] == [ord("b"), trained.tokenizer.end_id]
+
+    def written(*words: str) -> list[str]:
+        command.main([str(runs / "pairs"), "--prompt", "ein Hund", "--prompt", "b", "--max-new-tokens", "9", *words])
+        return capsys.readouterr().out.splitlines()
+
+    def likeliest(**settings: Any) -> list[str]:
+        texts = trained.generate(sources, Sampling(temperature=0), max_new_tokens=9, **settings)
+        return "\n".join(texts).splitlines()
+
+    assert written() == written("--beams", "4") == likeliest(num_beams=4)
+    assert written("--beams", "1") == written("--temperature", "0") == likeliest()
+    assert written("--beams", "3", "--length-penalty", "0") == likeliest(num_beams=3, length_penalty=0.0)
+    assert written("--stop", written()[0][:2])[0] == ""
+    drawn = written("--temperature", "1", "--seed", "3")
+    assert drawn == written("--temperature", "1", "--seed", "3") != written("--temperature", "1", "--seed", "4")
+
+
+def test_a_source_beyond_the_context_loses_its_end(runs: Path, capsys: Capture) -> None:
+    command.main([str(runs / "pairs"), "--prompt", "x" * 300, "--max-new-tokens", "1"])
+    assert capsys.readouterr().err == ("lmtrain: the prompt has 301 tokens: only the first 16, the context, are read\n")
 
 
 def test_a_file_is_one_prompt(runs: Path, trained: TrainedModel, capsys: Capture, tmp_path: Path) -> None:
@@ -162,6 +188,10 @@ def test_texts_come_in_order_and_the_first_at_once(capsys: Capture) -> None:
         ("--chat", "not allowed with argument --prompt"),
         ("--prompt-file x", "not allowed with argument --prompt"),
         ("--checkpoint 77", "plain has no checkpoint '77'; there are last, best, 1, 2, 3"),
+        ("--beams 0", "--beams must be at least 1, got 0"),
+        ("--beams 4 --temperature 1", "--beams finds the likeliest text and draws nothing"),
+        ("--beams 4 --num-samples 2", "leave --temperature and --num-samples out"),
+        ("--beams 2 --length-penalty inf", "length_penalty must be finite, got inf"),
         ("--device tpu", "device=tpu is not available to PyTorch here"),
         ("more", "unrecognized arguments: more"),
     ],

@@ -12,17 +12,21 @@ from lmtrain.config.compose import compose_config
 from lmtrain.config.saved import to_yaml
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.tokenizer import SPECIAL, ByteTokenizer, Tokenizer
-from lmtrain.model.building import build_model
-from lmtrain.model.decoder import Decoder
+from lmtrain.model.building import Model, build_model
 from lmtrain.run_dir import RunDir
 from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, capture
+
+TRANSLATOR = (
+    *("model=seq2seq_nano", "model.d_model=16", "model.num_heads=2", "model.num_encoder_layers=1"),
+    *("model.num_decoder_layers=1", "data=pairs", "data.path=nowhere.jsonl", "data.source=a", "data.target=b"),
+)
 
 
 def settings(*overrides: str) -> ExperimentConfig:
     return compose_config([*TINY, "data.path=nowhere.txt", "model.init_std=0.3", "model.output_init=zero", *overrides])
 
 
-def fresh_model(config: ExperimentConfig, tokenizer: Tokenizer, seed: int) -> Decoder:
+def fresh_model(config: ExperimentConfig, tokenizer: Tokenizer, seed: int) -> Model:
     """One that says something: nothing in it is zero."""
     torch.manual_seed(seed)
     model = build_model(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len, dropout=0.0)
@@ -32,7 +36,7 @@ def fresh_model(config: ExperimentConfig, tokenizer: Tokenizer, seed: int) -> De
     return model
 
 
-def captured(model: Decoder, step: int) -> Checkpoint:
+def captured(model: Model, step: int) -> Checkpoint:
     meta: dict[str, Any] = {"progress": {"step": step}}
     return capture(model, [], torch.amp.GradScaler("cpu", enabled=False), meta)
 
@@ -52,3 +56,14 @@ def make_run(folder: Path, tokenizer: Tokenizer, *overrides: str, steps: tuple[i
 
 def chat_tokenizer() -> Tokenizer:
     return ByteTokenizer(SPECIAL)
+
+
+def make_translator(folder: Path, *overrides: str) -> Path:
+    """A run of an encoder-decoder over bytes, untrained."""
+    words = [word for word in TINY if not word.startswith(("data=", "model."))]
+    config, run, tokenizer = compose_config([*words, *TRANSLATOR, *overrides]), RunDir(folder), ByteTokenizer()
+    folder.mkdir()
+    run.write_texts({run.config.name: to_yaml(config)})
+    tokenizer.save(run.tokenizer)
+    CheckpointFolder(run.checkpoints).save(captured(fresh_model(config, tokenizer, seed=1), 1), step=1, best_step=1)
+    return folder

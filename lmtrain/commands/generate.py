@@ -42,13 +42,7 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(options)
-    sampling = Sampling(
-        temperature=_temperature(options),
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-    )
+    sampling = _sampling(options)
     trained = load_model(options.run, checkpoint=options.checkpoint, device=options.device)
     if trained.num_parameters < ONE_THREAD_BELOW:
         from lmtrain.hardware import set_threads  # not at the top: torch
@@ -99,11 +93,17 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _temperature(options: argparse.Namespace) -> float:
-    """A number of beams alone asks for what is likely: one beam is greedy."""
-    if options.temperature is not None:
-        return float(options.temperature)
-    return DEFAULT_SAMPLING.temperature if options.beams is None else 0.0
+def _sampling(options: argparse.Namespace) -> Sampling:
+    temperature = options.temperature
+    if temperature is None:  # beams alone ask for what is likely: one is greedy
+        temperature = DEFAULT_SAMPLING.temperature if options.beams is None else 0.0
+    return Sampling(
+        temperature=temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
 
 
 def _top_k(word: str) -> int | None:

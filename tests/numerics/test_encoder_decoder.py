@@ -138,6 +138,24 @@ def test_gradients_reach_every_weight_and_survive_checkpointing(mode: Any) -> No
         assert torch.equal(torch.as_tensor(ours[name]), gradient), name
 
 
+def test_compiled_in_one_graph_it_gives_the_same() -> None:
+    model = built(num_kv_heads=2, qk_norm=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    ours = compiled(TARGETS, sources_BS=SOURCES, source_mask_BS=MASK)
+    torch.testing.assert_close(ours, model(TARGETS, sources_BS=SOURCES, source_mask_BS=MASK), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bf16_autocast_stays_near_fp32() -> None:
+    torch.manual_seed(0)
+    config = EncoderDecoderConfig(d_model=32, num_encoder_layers=2, num_decoder_layers=2, num_heads=4, qk_norm=True)
+    model = build_model(config, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN, dropout=0.0)
+    exact_BTV = model(TARGETS, sources_BS=SOURCES, source_mask_BS=MASK)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded_BTV = model(TARGETS, sources_BS=SOURCES, source_mask_BS=MASK)
+    assert (rounded_BTV.float() - exact_BTV).abs().max() < 0.02 * exact_BTV.abs().max()
+
+
 def test_overfits_pairs() -> None:
     """The first token of a target can only be known from its source."""
     torch.manual_seed(0)

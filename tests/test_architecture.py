@@ -93,7 +93,7 @@ def test_leaves_do_not_import_the_trainer() -> None:
         ("hydra", SEAM),
         ("hydra_plugins", SEAM),
         ("omegaconf", SEAM),
-        ("mlflow", ("lmtrain.tracking.mlflow",)),
+        ("mlflow", ("lmtrain.tracking.mlflow", "lmtrain.inference.serving", "lmtrain.inference.served_model")),
     ],
 )
 def test_a_library_is_known_in_one_place(library: str, allowed: tuple[str, ...]) -> None:

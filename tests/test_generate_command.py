@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lmtrain.commands import generate as command
 from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import LmtrainError
 from lmtrain.inference import Chat, TrainedModel, load_model
+from lmtrain.inference.settings import GenerationSettings
 from lmtrain.inference.trained import ROWS_AT_ONCE
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 
@@ -76,7 +78,10 @@ def test_settings_reach_the_model(runs: Path, trained: TrainedModel, capsys: Cap
 
 
 def test_the_defaults_are_those_of_the_library(runs: Path) -> None:
-    assert command._sampling(command._parser().parse_args([str(runs)])) == DEFAULT_SAMPLING
+    options = command._parser().parse_args([str(runs)])
+    defaults = asdict(GenerationSettings(stop=[]))
+    assert {name: getattr(options, name) for name in defaults} == defaults
+    assert GenerationSettings().sampling == DEFAULT_SAMPLING
 
 
 def test_every_line_is_a_prompt_and_every_prompt_has_its_samples(
@@ -179,18 +184,18 @@ def test_texts_come_in_order_and_the_first_at_once(capsys: Capture) -> None:
         ("--top-p 0", "top_p must be above 0 and at most 1, got 0.0"),
         ("--min-p 1.5", "min_p must lie between 0 and 1, got 1.5"),
         ("--repetition-penalty nan", "repetition_penalty must be positive, got nan"),
-        ("--max-new-tokens 0", "--max-new-tokens must be at least 1, got 0"),
-        ("--num-samples 0", "--num-samples must be at least 1, got 0"),
-        ("--seed -1", "--seed must lie between 0 and 9223372036854775807, got -1"),
-        ("--seed 9223372036854775807 --num-samples 2", "--seed must lie between 0 and 9223372036854775806"),
-        ("--stop=", "--stop must not be empty"),
+        ("--max-new-tokens 0", "max_new_tokens must be at least 1, got 0"),
+        ("--num-samples 0", "num_samples must be at least 1, got 0"),
+        ("--seed -1", "seed must lie between 0 and 9223372036854775807, got -1"),
+        ("--seed 9223372036854775807 --num-samples 2", "seed must lie between 0 and 9223372036854775806"),
+        ("--stop=", "stop must not be empty"),
         ("--system hello", "--system is for --chat"),
         ("--chat", "not allowed with argument --prompt"),
         ("--prompt-file x", "not allowed with argument --prompt"),
         ("--checkpoint 77", "plain has no checkpoint '77'; there are last, best, 1, 2, 3"),
-        ("--beams 0", "--beams must be at least 1, got 0"),
-        ("--beams 4 --temperature 1", "--beams finds the likeliest text and draws nothing"),
-        ("--beams 4 --num-samples 2", "leave --temperature and --num-samples out"),
+        ("--beams 0", "beams must be at least 1, got 0"),
+        ("--beams 4 --temperature 1", "with beams the likeliest text is found and nothing is drawn"),
+        ("--beams 4 --num-samples 2", "leave temperature and num_samples out"),
         ("--beams 2 --length-penalty inf", "length_penalty must be finite, got inf"),
         ("--device tpu", "device=tpu is not available to PyTorch here"),
         ("more", "unrecognized arguments: more"),

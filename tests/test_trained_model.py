@@ -11,7 +11,7 @@ from trained_runs import chat_tokenizer, fresh_model, make_run, settings
 from lmtrain.data.tokenizer import TURN_END, ByteTokenizer
 from lmtrain.errors import CheckpointError, ConfigError, LmtrainError
 from lmtrain.inference import TrainedModel, load_model
-from lmtrain.model.decoder import Decoder
+from lmtrain.model.building import Model
 from lmtrain.model.generation import generate
 from lmtrain.model.sampling import GREEDY, Sampling
 from lmtrain.training.checkpoint import CheckpointFolder
@@ -27,7 +27,7 @@ def trained(run: Path) -> TrainedModel:
     return load_model(run)
 
 
-def same_weights(model: Decoder, seed: int) -> bool:
+def same_weights(model: Model, seed: int) -> bool:
     other = fresh_model(settings(), ByteTokenizer(), seed)
     return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
@@ -98,6 +98,17 @@ def test_pieces_are_told_as_they_come(trained: TrainedModel) -> None:
         assert "".join(piece or "" for piece in pieces) == text
         assert "" not in pieces
     assert len({row for row, _ in told[:6]}) == 2  # together
+
+
+def test_a_small_model_takes_one_thread(trained: TrainedModel) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threads = []
+        trained.generate([[1]], max_new_tokens=2, on_text=lambda *_: threads.append(torch.get_num_threads()))
+        assert (set(threads), torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_text_ends_before_a_stop_string(trained: TrainedModel) -> None:

@@ -19,6 +19,7 @@ import io
 import sys
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
@@ -28,13 +29,8 @@ from lmtrain.commands import CommandParser
 from lmtrain.config.schema.rules import require
 from lmtrain.errors import DataError
 from lmtrain.inference import Chat, TrainedModel, load_model
-from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
-
-DEFAULT_BEAMS = 4
-"""Of models trained on pairs."""
-
-ONE_THREAD_BELOW = 3_000_000
-"""Parameters of a model whose tokens are not made faster by a second thread, which on a busy machine is waited for."""
+from lmtrain.inference.settings import DEFAULT_BEAMS, GenerationSettings, continue_prompts, fit_prompts
+from lmtrain.model.sampling import DEFAULT_SAMPLING
 
 
 def main(arguments: list[str]) -> int:
@@ -42,35 +38,29 @@ def main(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(options)
-    sampling = _sampling(options)
+    settings = GenerationSettings(**{field.name: getattr(options, field.name) for field in fields(GenerationSettings)})
     trained = load_model(options.run, checkpoint=options.checkpoint, device=options.device)
-    if trained.num_parameters < ONE_THREAD_BELOW:
-        from lmtrain.hardware import set_threads  # not at the top: torch
-
-        set_threads(1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # as the prompts, whatever the locale
-    if options.beams is None:
-        searching = trained.reads_sources and options.temperature is None and options.num_samples == 1
-        options.beams = DEFAULT_BEAMS if searching else 1
     if options.chat:
-        _converse(trained, sampling, options)
+        _converse(trained, settings, options.system)
     else:
-        _continue(trained, _prompts(options), sampling, options)
+        _continue(trained, _prompts(options), settings)
     return 0
 
 
 def _parser() -> CommandParser:
     parser = CommandParser("generate", __doc__)
-    add, defaults = parser.add_argument, DEFAULT_SAMPLING
+    add, defaults = parser.add_argument, GenerationSettings()
     add("run", type=Path, metavar="RUN", help="the folder of a run")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", action="append", metavar="TEXT", help="what to go on with (default: standard input)")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, as one text")
     asked.add_argument("--chat", action="store_true", help="keep a conversation with a model trained on some")
     add("--system", metavar="TEXT", help="with --chat: said to the model before the conversation")
-    add("--max-new-tokens", type=int, default=200, metavar="N", help="length of a text (default 200)")
-    hotter = f"0: always the likeliest token; higher: more surprising (default {defaults.temperature})"
+    length = f"length of a text (default {defaults.max_new_tokens})"
+    add("--max-new-tokens", type=int, default=defaults.max_new_tokens, metavar="N", help=length)
+    hotter = f"0: always the likeliest token; higher: more surprising (default {DEFAULT_SAMPLING.temperature})"
     add("--temperature", type=float, metavar="T", help=hotter)
     likeliest = f"draw from the K likeliest tokens, or all (default {defaults.top_k})"
     add("--top-k", type=_top_k, default=defaults.top_k, metavar="K", help=likeliest)
@@ -93,19 +83,6 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _sampling(options: argparse.Namespace) -> Sampling:
-    temperature = options.temperature
-    if temperature is None:  # beams alone ask for what is likely: one is greedy
-        temperature = DEFAULT_SAMPLING.temperature if options.beams is None else 0.0
-    return Sampling(
-        temperature=temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-    )
-
-
 def _top_k(word: str) -> int | None:
     if word != "all" and not word.lstrip("-").isdecimal():
         raise argparse.ArgumentTypeError(f"must be a number or all, got {word!r}")
@@ -113,20 +90,9 @@ def _top_k(word: str) -> int | None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    require(options.max_new_tokens >= 1, f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
-    require(options.num_samples >= 1, f"--num-samples must be at least 1, got {options.num_samples}")
-    last = 2**63 - options.num_samples
-    require(0 <= options.seed <= last, f"--seed must lie between 0 and {last}, got {options.seed}")
-    require("" not in options.stop, "--stop must not be empty: every text would end before it begins")
     require(options.chat or options.system is None, "--system is for --chat")
     require(not options.chat or options.num_samples == 1, "--num-samples is not for --chat: a turn has one answer")
-    require(options.beams is None or options.beams >= 1, f"--beams must be at least 1, got {options.beams}")
-    if options.beams is not None and options.beams > 1:
-        require(not options.chat, "--beams is not for --chat")
-        require(
-            not options.temperature and options.num_samples == 1,
-            "--beams finds the likeliest text and draws nothing: leave --temperature and --num-samples out",
-        )
+    require(not options.chat or options.beams in (None, 1), "--beams is not for --chat")
 
 
 # ------------------------------------------------------------------------------------------- prompts
@@ -167,30 +133,16 @@ def _line(text: str) -> str:
 # ------------------------------------------------------------------------------------------- texts
 
 
-def _continue(trained: TrainedModel, prompts: list[str], sampling: Sampling, options: argparse.Namespace) -> None:
+def _continue(trained: TrainedModel, prompts: list[str], settings: GenerationSettings) -> None:
     """Write the texts that follow the prompts, one after the other."""
     encoded = [trained.encode_prompt(prompt) for prompt in prompts]
-    for number, prompt_ids in enumerate(encoded, start=1):
-        name = f"prompt {number}" if len(prompts) > 1 else "the prompt"
-        if options.strict:
-            trained.require_room(prompt_ids, name)
-        elif len(prompt_ids) > trained.seq_len:
-            part = "first" if trained.reads_from_the_start else "last"
-            _tell(f"{name} has {len(prompt_ids):,} tokens: only the {part} {trained.seq_len:,}, the context, are read")
-        elif not prompts[number - 1]:
-            _tell(f"{name} is empty: beginning as documents do")
-    samples = range(options.num_samples)
-    rows = [(prompt_ids, options.seed + sample) for prompt_ids in encoded for sample in samples]
-    trained.generate(
-        [prompt_ids for prompt_ids, _ in rows],
-        sampling,
-        max_new_tokens=options.max_new_tokens,
-        seeds=[seed for _, seed in rows],
-        stops=options.stop,
-        on_text=Output([prompt for prompt in prompts for _ in samples]),
-        num_beams=options.beams,
-        length_penalty=options.length_penalty,
-    )
+    for notice in fit_prompts(trained, encoded, settings):
+        _tell(notice)
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt:
+            _tell(f"{f'prompt {number}' if len(prompts) > 1 else 'the prompt'} is empty: beginning as documents do")
+    output = Output([prompt for prompt in prompts for _ in range(settings.num_samples)])
+    continue_prompts(trained, encoded, settings, output)
 
 
 class Output:
@@ -243,16 +195,16 @@ def _tell(notice: str) -> None:
 # ------------------------------------------------------------------------------------------- conversations
 
 
-def _converse(trained: TrainedModel, sampling: Sampling, options: argparse.Namespace) -> None:
+def _converse(trained: TrainedModel, settings: GenerationSettings, system: str | None) -> None:
     """Answer turn by turn."""
     chat = Chat(
         trained,
-        sampling,
-        max_new_tokens=options.max_new_tokens,
-        system=options.system,
-        seed=options.seed,
-        stops=options.stop,
-        strict=options.strict,
+        settings.sampling,
+        max_new_tokens=settings.max_new_tokens,
+        system=system,
+        seed=settings.seed,
+        stops=settings.stop,
+        strict=settings.strict,
     )
     for turn in _turns():
         if turn:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lmtrain.data.encoding import Encoder
 from lmtrain.data.records import Conversation, Message
 from lmtrain.data.survey import Stretch
-from lmtrain.data.tokenizer import ASSISTANT, SYSTEM, TURN_END, USER
+from lmtrain.data.tokenizer import ASSISTANT, SYSTEM, TURN_END, USER, Tokenizer
 from lmtrain.errors import RunFolderError
 from lmtrain.inference.trained import TrainedModel
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
@@ -34,8 +34,7 @@ class Chat:
 
         Raises RunFolderError if the tokenizer has no tokens for roles.
         """
-        missing = [name for name in (SYSTEM, USER, ASSISTANT, TURN_END) if name not in trained.tokenizer.special]
-        if missing:
+        if missing := _missing_roles(trained.tokenizer):
             raise RunFolderError(
                 f"the model's tokenizer has no {' '.join(missing)}: it was not made for conversations; "
                 "train a model on some with data=chat, or generate without --chat"
@@ -92,8 +91,20 @@ class Chat:
         self._forgetful = True
 
     def _encode(self, turns: list[Message]) -> list[int]:
-        """As in training, up to where the assistant begins to speak."""
-        tokenizer = self._trained.tokenizer
-        conversation = Stretch("train", Conversation((*self._system, *turns)), closes=True, ends=False)
-        encoded = Encoder(tokenizer, prompts=False)([conversation])["train"]
-        return [*encoded.tokens.tolist(), tokenizer.special[ASSISTANT]]
+        return encode_turns(self._trained.tokenizer, [*self._system, *turns])
+
+
+def knows_roles(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has what a conversation is told with."""
+    return not _missing_roles(tokenizer)
+
+
+def encode_turns(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """The ids of a conversation as in training, up to where the assistant begins to speak. Raises DataError."""
+    conversation = Stretch("train", Conversation(tuple(messages)), closes=True, ends=False)
+    encoded = Encoder(tokenizer, prompts=False)([conversation])["train"]
+    return [*encoded.tokens.tolist(), tokenizer.special[ASSISTANT]]
+
+
+def _missing_roles(tokenizer: Tokenizer) -> list[str]:
+    return [name for name in (SYSTEM, USER, ASSISTANT, TURN_END) if name not in tokenizer.special]

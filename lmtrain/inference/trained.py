@@ -5,7 +5,8 @@ Importing this is light; torch is imported when a model is opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,10 @@ OnText = Callable[[int, str | None], None]
 
 ROWS_AT_ONCE = 16
 """Texts that are made together, of more there may be: each takes room for its keys and values."""
+
+
+ONE_THREAD_BELOW = 3_000_000
+"""Parameters of a model whose tokens are not made faster by a second thread, which on a busy machine is waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,21 +116,38 @@ class TrainedModel:
             return stream.stopped
 
         ends = {self.tokenizer.end_id, self.tokenizer.special.get(TURN_END, self.tokenizer.end_id)}
-        for first in range(0, len(prompts), ROWS_AT_ONCE):
-            some = slice(first, first + ROWS_AT_ONCE)
-            task: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": ends}
-            task["sources"] = None if sources is None else sources[some]
-            if num_beams == 1:
-                row_seeds = None if seeds is None else seeds[some]
-                generate_batch(
-                    self.model, prompts[some], sampling, seeds=row_seeds, on_token=partial(take, first), **task
+        with _threads_for(self.num_parameters):
+            for first in range(0, len(prompts), ROWS_AT_ONCE):
+                some = slice(first, first + ROWS_AT_ONCE)
+                task: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_ids": ends}
+                task["sources"] = None if sources is None else sources[some]
+                if num_beams == 1:
+                    row_seeds = None if seeds is None else seeds[some]
+                    generate_batch(
+                        self.model, prompts[some], sampling, seeds=row_seeds, on_token=partial(take, first), **task
+                    )
+                    continue
+                found = beam_search(
+                    self.model, prompts[some], num_beams=num_beams, length_penalty=length_penalty, **task
                 )
-                continue
-            found = beam_search(self.model, prompts[some], num_beams=num_beams, length_penalty=length_penalty, **task)
-            for row, tokens in enumerate(found):
-                any(take(first, row, token) for token in tokens)  # until a stop string
-                take(first, row, None)
+                for row, tokens in enumerate(found):
+                    any(take(first, row, token) for token in tokens)  # until a stop string
+                    take(first, row, None)
         return [stream.text for stream in streams]
+
+
+@contextmanager
+def _threads_for(num_parameters: int) -> Iterator[None]:
+    """While entered, no more CPU threads than a model of this size can use. PyTorch counts them for each thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    if num_parameters < ONE_THREAD_BELOW:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_model(run: Path, *, checkpoint: str | None = None, device: str = "auto") -> TrainedModel:

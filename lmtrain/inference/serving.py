@@ -1,0 +1,188 @@
+"""A trained model as an MLflow model: the folder that MLflow opens and serves over HTTP, and how a request is answered.
+
+Owns the signature: a column of prompts and the settings of `lmtrain generate` in, a column of texts out. What MLflow
+runs of such a folder is `served_model.py`. MLflow is imported where a folder is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lmtrain.config.schema.rules import require
+from lmtrain.data.records import ROLES, Message, Role
+from lmtrain.errors import RunError
+from lmtrain.inference.chat import encode_turns, knows_roles
+from lmtrain.inference.settings import GenerationSettings, continue_prompts, fit_prompts
+from lmtrain.inference.trained import TrainedModel, load_model
+from lmtrain.redaction import redact
+from lmtrain.run_dir import RunDir
+from lmtrain.tracking.background import one_line
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+    from mlflow.types import TensorSpec
+    from torch import Tensor
+
+RUN = "run"
+"""The artifact of an MLflow model that is a run folder, with weights only."""
+
+DEVICE = "device"
+"""What `model_config` of an MLflow model may change."""
+
+PROMPT, MESSAGES, TEXT = "prompt", "messages", "text"  # columns
+EXAMPLE_LENGTH = 40  # characters
+
+_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+"""Of MLflow, unless the user set it."""
+
+log = logging.getLogger(__name__)
+
+
+_PARAM_TYPES = {"float": "double", "int": "long", "bool": "boolean"}
+"""Annotation → type in MLflow."""
+
+
+def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> None:
+    """Write the model of a run folder as an MLflow model, which needs neither the run nor any pickle.
+
+    `to/artifacts/run` is a run folder of its own with all that generating takes: `load_model` opens it too.
+
+    Args:
+        checkpoint: as for `load_model`.
+
+    Raises:
+        UsageError: there is no such run or checkpoint, or `to` is there already.
+        RunError: `to` cannot be written.
+    """
+    require(not os.path.lexists(to), f"{to} is there already: name a new folder")
+    trained = load_model(run, checkpoint=checkpoint, device="cpu")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow.exceptions import MlflowException
+    from safetensors import SafetensorError
+
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as drafts:
+            slim = RunDir(Path(drafts) / RUN)
+            _copy(trained, RunDir(run), slim)
+            _save(slim, Path(drafts) / "model", chat=knows_roles(trained.tokenizer))
+            (Path(drafts) / "model").rename(to)
+    except (OSError, SafetensorError, MlflowException) as error:
+        raise RunError(f"cannot write {to}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said; of the many errors of a folder that is copied, about the first file."""
+    if isinstance(error, shutil.Error):
+        return str(error.args[0][0][2])
+    return getattr(error, "strerror", None) or one_line(error)
+
+
+def _copy(trained: TrainedModel, run: RunDir, to: RunDir) -> None:
+    """Write what `load_model` needs of a run."""
+    from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder
+
+    to.write_texts({to.config.name: redact(run.config.read_text(encoding="utf-8"))})
+    trained.tokenizer.save(to.tokenizer)
+    if run.sample.exists():
+        to.write_texts({to.sample.name: run.sample.read_text(encoding="utf-8")})
+    weights: dict[str, Tensor] = dict(trained.model.named_parameters())
+    checkpoint = Checkpoint(model=weights, state={}, meta={"progress": {"step": trained.step}})
+    CheckpointFolder(to.checkpoints).write(checkpoint, step=trained.step)
+
+
+def _save(run: RunDir, to: Path, *, chat: bool) -> None:
+    import mlflow
+    import pandas as pd
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    mlflow.pyfunc.save_model(
+        to,
+        python_model=Path(__file__).with_name("served_model.py"),
+        artifacts={RUN: str(run.path)},
+        model_config={DEVICE: "auto"},
+        signature=_signature(chat=chat),
+        input_example=(pd.DataFrame({PROMPT: [_example(run)]}), {"max_new_tokens": 50}),
+        pip_requirements=_requirements(),
+    )
+
+
+def _signature(*, chat: bool) -> ModelSignature:
+    """What MLflow checks of a request, and fills in, before it comes here."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    # Only where a single column is required does MLflow take {"inputs": ["a", "b"]} for its values.
+    columns: list[ColSpec | TensorSpec] = [ColSpec("string", PROMPT, required=not chat)]
+    if chat:
+        message = Object([Property("role", "string"), Property("content", "string")])
+        columns.append(ColSpec(Array(message), MESSAGES, required=False))
+    params = [ParamSpec("stop", "string", [], shape=(-1,))]
+    for field in fields(GenerationSettings):
+        if field.name != "stop":
+            kind = str(field.type).removesuffix(" | None")
+            params.append(ParamSpec(field.name, _PARAM_TYPES[kind], field.default))
+    return ModelSignature(Schema(columns), Schema([ColSpec("string", TEXT)]), ParamSchema(params))
+
+
+def _example(run: RunDir) -> str:
+    """A prompt in words that the tokenizer knows: how the run's sample begins. Empty for a run without one."""
+    sample = run.sample.read_text(encoding="utf-8") if run.sample.exists() else ""
+    return sample.strip().partition("\n")[0][:EXAMPLE_LENGTH]
+
+
+def _requirements() -> list[str]:
+    """The versions at hand, without what names a build (`+cpu`). MLflow would find them by opening the model."""
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("lmtrain", "torch")]
+
+
+# ------------------------------------------------------------------------------------------- requests
+
+
+def answer(trained: TrainedModel, rows: Sequence[Mapping[Hashable, Any]], params: Mapping[str, Any]) -> list[str]:
+    """The texts that follow the prompts of a request: those that `lmtrain generate` makes with the same settings.
+
+    Args:
+        rows: with a `prompt` each, or with `messages`. MLflow makes one row of `{"prompt": ["a", "b"]}`: it holds two.
+        params: fields of `GenerationSettings`.
+
+    Raises:
+        UsageError: there is no prompt, one is no text or (strict) too long, or a setting is out of range.
+        RunError: the model's weights are of no use.
+    """
+    for field in fields(GenerationSettings):
+        given = params.get(field.name, field.default) is not None or "None" in str(field.type)
+        require(given, f"{field.name} must not be null: leave it out to have its default")
+    settings = GenerationSettings(**params)
+    prompts = [prompt_ids for row in rows for prompt_ids in _encode(trained, row)]
+    require(len(prompts) > 0, f"the request holds no {PROMPT}")
+    for notice in fit_prompts(trained, prompts, settings):
+        log.warning(notice)
+    return continue_prompts(trained, prompts, settings)
+
+
+def _encode(trained: TrainedModel, row: Mapping[Hashable, Any]) -> list[list[int]]:
+    """The prompts of a row."""
+    if MESSAGES in row:
+        require(bool(row[MESSAGES]), f"{MESSAGES} must hold at least one message")
+        return [encode_turns(trained.tokenizer, [_message(message) for message in row[MESSAGES]])]
+    prompts = row[PROMPT] if isinstance(row[PROMPT], list) else [row[PROMPT]]
+    for prompt in prompts:
+        require(isinstance(prompt, str), f"a prompt must be a text, got {prompt!r}")
+    return [trained.encode_prompt(str(prompt)) for prompt in prompts]  # NumPy has a str of its own
+
+
+def _message(message: Mapping[str, str]) -> Message:
+    role = message["role"]
+    require(role in ROLES, f"a message's role must be one of {', '.join(ROLES)}, got {role!r}")
+    return Message(cast(Role, role), message["content"])

@@ -1,6 +1,6 @@
 """A trained model in use: opened from a run folder, text in and text out, conversations.
 
-Trains nothing and writes nothing.
+Trains nothing. Writes models for other programs, in their formats.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ def test_evaluation_notes_what_it_leaves_out() -> None:
     first = "the first token of a text is predicted from nothing"
     assert PackedEvalBatches([one_document(TOKENS)], seq_len=8, batch_size=4).note == first
     few = PackedEvalBatches([one_document(TOKENS)], seq_len=8, batch_size=4, max_sequences=6)
-    assert few.note == f"{first}; only the first 6 of 13 windows are read"
+    assert few.note == f"{first}; only the first 6 of 13 windows are read, as trainer.eval_batches says"
 
 
 def test_evaluation_can_be_repeated() -> None:

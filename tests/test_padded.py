@@ -197,9 +197,13 @@ def test_evaluation_tells_where_its_targets_lie_and_what_it_leaves_out() -> None
         assert torch.equal(batch.targets, same.targets)
         for targets, (which, start, length) in zip(batch.targets.tolist(), places, strict=True):
             assert targets[:length] == list(range(start + 1 + 1000 * which, start + 1 + 1000 * which + length))
-    assert batches.note == rows.note != ""
+    first = "the first token of a document is predicted from nothing"
+    assert rows.note
+    assert batches.note == f"{first}; {rows.note}"
     few = PaddedEvalBatches(rows, batch_size=2, max_sequences=3)
-    assert few.note == f"{rows.note}; only the first 3 of 4 documents are read"
+    assert few.note == f"{first}; {rows.note}; only the first 3 of 4 documents are read, as trainer.eval_batches says"
+    answers = DocumentRows([source([9, 8], prompts=[3, 2])], seq_len=20, split="validation")
+    assert PaddedEvalBatches(answers, batch_size=2).note == ""
 
 
 def test_the_first_documents_are_evaluated_if_not_all_are() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,16 @@ TRANSLATOR = (
     *("model=seq2seq_nano", "model.d_model=16", "model.num_heads=2", "model.num_encoder_layers=1"),
     *("model.num_decoder_layers=1", "data=pairs", "data.path=nowhere.jsonl", "data.source=a", "data.target=b"),
 )
+
+
+@functools.cache
+def _composed(words: tuple[str, ...], run: Path | None, folder: Path) -> ExperimentConfig:
+    return compose_config(words, run)
+
+
+def composed_once(words: Sequence[str], run: Path | None = None) -> ExperimentConfig:
+    """`compose_config`, which takes its time, for run folders that stay as they are."""
+    return _composed(tuple(words), run, Path.cwd())
 
 
 def settings(*overrides: str) -> ExperimentConfig:

@@ -14,6 +14,7 @@ from lmtrain.errors import ConfigError
 
 COMMANDS = {
     "data": "lmtrain.commands.data",
+    "evaluate": "lmtrain.commands.evaluate",
     "generate": "lmtrain.commands.generate",
     "sweep": "lmtrain.commands.sweep",
     "verify-resume": "lmtrain.commands.verify_resume",

@@ -158,7 +158,7 @@ class EvalBatches(Protocol):
 
 def note_of_limit(number: int, of: int, what: str) -> str:
     """What to note where only the first `number` of so many are read; empty if all are."""
-    return f"only the first {number:,} of {of:,} {what} are read" if number < of else ""
+    return f"only the first {number:,} of {of:,} {what} are read, as trainer.eval_batches says" if number < of else ""
 
 
 def joined_notes(*notes: str) -> str:

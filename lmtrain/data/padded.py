@@ -234,7 +234,12 @@ class PaddedEvalBatches:
             np.concatenate([rows.numbers(source, np.arange(count)) for source, count in enumerate(counts)]),
         )
         self._chosen = chosen[np.argsort(rows.sizes(chosen), kind="stable")]
-        self.note = joined_notes(rows.note, note_of_limit(sum(counts), sum(rows.num_rows), "documents"))
+        counts_first = any(documents.counted is None for documents in rows.documents)
+        self.note = joined_notes(
+            "the first token of a document is predicted from nothing" if counts_first else "",
+            rows.note,
+            note_of_limit(sum(counts), sum(rows.num_rows), "documents"),
+        )
         self._rows = rows
         self._batch_size = batch_size
 

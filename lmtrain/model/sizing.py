@@ -64,14 +64,23 @@ def block_shapes(config: TransformerConfig) -> list[BlockShapes]:
     raise TypeError(f"no size is known of {type(config).__name__}")
 
 
+def embedding_shapes(config: TransformerConfig, vocab_size: int, seq_len: int) -> list[Shape]:
+    """The table of tokens, and those of learned positions."""
+    positions = [(seq_len, config.d_model)] * _num_stacks(config) if config.position == "learned" else []
+    return [(vocab_size, config.d_model), *positions]
+
+
+def _num_stacks(config: TransformerConfig) -> int:
+    """Of blocks, each with positions, and with a norm at its end."""
+    return 2 if isinstance(config, EncoderDecoderConfig) else 1
+
+
 def count_parameters(config: TransformerConfig, vocab_size: int, seq_len: int) -> ParameterCount:
     """The parameters of the model `build_model` makes, tied weights counted once."""
     width, blocks = config.d_model, block_shapes(config)
-    stacks = 2 if isinstance(config, EncoderDecoderConfig) else 1  # each with positions, and with a norm at its end
-    norms = stacks + sum(block.num_sublayers for block in blocks)
-    positions = stacks * seq_len if config.position == "learned" else 0
+    norms = _num_stacks(config) + sum(block.num_sublayers for block in blocks)
     return ParameterCount(
-        embedding=(vocab_size + positions) * width,
+        embedding=num_weights(embedding_shapes(config, vocab_size, seq_len)),
         attention=sum(num_weights((*block.attention, *block.to_source)) for block in blocks),
         feed_forward=sum(num_weights(block.feed_forward) for block in blocks),
         bias=sum(outputs for block in blocks for outputs, _ in block.matrices) if config.bias else 0,

@@ -1,0 +1,256 @@
+"""How much memory training takes, part by part, by formula: no tensors, no torch.
+
+A step is fullest where logits become a loss, in the backward pass of some block, or when the optimizer moves: that
+depends on the shape, so all are computed, from what `activations.py` says of a sequence. Weights, gradients and
+optimizer state are in fp32.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lmtrain.config.schema import (
+    AdafactorConfig,
+    EncoderDecoderConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
+from lmtrain.model.sizing import ParameterCount, Shape, block_shapes, count_parameters, embedding_shapes, num_weights
+from lmtrain.training.activations import FP32, SequenceMemory, Workload, sequence_memory, shared_mask
+
+Part = Literal[
+    "weights",
+    "gradients",
+    "optimizer state",
+    "checkpoint copy",
+    "weights in 16 bits",
+    "activations",
+    "logits and loss",
+    "working memory",
+    "program",
+]
+
+PROGRAM_BYTES = {"cpu": int(0.45 * 2**30), "cuda": int(0.8 * 2**30), "mps": int(0.8 * 2**30)}
+"""What a process takes of the device's memory that has imported all it needs and trained nothing yet.
+
+On a GPU that is its context, the kernels, and the workspace of matrix products.
+"""
+
+MOST_SEQUENCES = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes of the device's memory in one step, at each moment that may be the fullest."""
+
+    moments: Mapping[str, Mapping[Part, int]]
+
+    @property
+    def fullest(self) -> str:
+        """The name of the moment when all parts together are largest."""
+        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+
+    @property
+    def peak(self) -> int:
+        """Of all parts together, then."""
+        return sum(self.moments[self.fullest].values())
+
+    def largest(self, part: Part) -> int:
+        """Of one part, when that is largest."""
+        return max(moment.get(part, 0) for moment in self.moments.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMemory:
+    """The memory of a run, for any microbatch."""
+
+    work: Workload
+    optimizer: OptimizerConfig
+
+    def footprint(self, micro_batch_size: int, batch_size: int) -> Footprint:
+        """Of a step over `batch_size` sequences, of which `micro_batch_size` go through the model at a time."""
+        work, sequence, size = self.work, self._sequence, min(micro_batch_size, batch_size)
+        accumulated = size < batch_size  # then all gradients are there from the second microbatch on
+        before = self.gradient_bytes if accumulated else 0
+        tables_in_16_bits = self._table // 2 if work.mixed else 0
+        all_in_16_bits = tables_in_16_bits + sum(self._blocks_in_16_bits)
+        left_in_16_bits = all_in_16_bits if work.checkpointing == "none" else tables_in_16_bits
+        held = sequence.embedded + sum(block.held for block in sequence.blocks)
+        held += sequence.last_norm * (2 if self._num_encoder_blocks else 1)
+        activations = size * held + shared_mask(work)
+        moments: dict[str, dict[Part, int]] = {
+            "loss": {
+                "gradients": before,
+                "weights in 16 bits": all_in_16_bits,
+                "activations": activations,
+                "logits and loss": size * sequence.loss_forward,
+            },
+            "gradient of the loss": {
+                "gradients": before,
+                "weights in 16 bits": left_in_16_bits,
+                "activations": activations,
+                "logits and loss": size * sequence.loss_backward,
+            },
+            "gradient of the head": {
+                "gradients": before + self._table,
+                "weights in 16 bits": left_in_16_bits + tables_in_16_bits,
+                "activations": activations,
+                "logits and loss": size * sequence.logits_gradient,
+            },
+            "forward pass of the last block": {
+                "gradients": before,
+                "weights in 16 bits": all_in_16_bits - tables_in_16_bits,
+                "activations": activations,
+                "working memory": size * sequence.blocks[-1].making,
+            },
+            # From the last to the first, gradients grow and activations go.
+            "backward pass of a block": max(
+                (self._backward_of_block(number, size, accumulated) for number in range(len(sequence.blocks))),
+                key=lambda parts: sum(parts.values()),
+            ),
+            "gradient of the embedding": {
+                "gradients": self.gradient_bytes + self._table * (2 * self._summed + accumulated),
+                "working memory": size * FP32 * work.seq_len * work.model.d_model,
+            },
+            "update": {"gradients": self.gradient_bytes, "working memory": self._update_bytes},
+        }
+        return Footprint(moments={name: self._standing | moment for name, moment in moments.items()})
+
+    def largest_micro_batch(self, room: float) -> int:
+        """Most sequences at a time for which `room` bytes suffice, if their gradients are added up; 0: not even one."""
+        sizes = range(1, MOST_SEQUENCES)
+        return bisect.bisect_right(sizes, room, key=lambda size: self.footprint(size, size + 1).peak)
+
+    def chosen_micro_batch(self, room: float, batch_size: int) -> int:
+        """What `trainer.micro_batch_size=auto` should come to: the batch, its half, quarter …; 0: not one sequence."""
+        size = batch_size
+        while self.footprint(size, batch_size).peak > room:
+            if size == 1:
+                return 0
+            size = (size + 1) // 2
+        return size
+
+    @property
+    def weight_bytes(self) -> int:
+        return FP32 * self.parameters.total
+
+    @property
+    def gradient_bytes(self) -> int:
+        return self.weight_bytes
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """What the optimizer keeps from step to step."""
+        count, matrices = self.parameters, num_weights(self._shapes.elements())
+        match self.optimizer:
+            case MuonConfig():
+                return FP32 * (2 * count.total - matrices)
+            case LionConfig():
+                return FP32 * count.total
+            case SGDConfig():
+                return FP32 * count.total if self.optimizer.momentum else 0
+            case AdafactorConfig():
+                rows_and_columns = sum(map(sum, (*self._shapes.elements(), *self._tables)))
+                return FP32 * (rows_and_columns + count.bias + count.norm)
+        return 2 * FP32 * count.total
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """The copy in main memory that checkpoints are written from."""
+        return self.weight_bytes + self.state_bytes
+
+    @cached_property
+    def parameters(self) -> ParameterCount:
+        return count_parameters(self.work.model, self.work.vocab_size, self.work.seq_len)
+
+    def _backward_of_block(self, number: int, size: int, accumulated: bool) -> dict[Part, int]:
+        """The fullest moment of one block's; blocks are numbered from the input on."""
+        work, sequence, blocks = self.work, self._sequence, block_shapes(self.work.model)
+        shapes, block, in_encoder = blocks[number], sequence.blocks[number], number < self._num_encoder_blocks
+        if accumulated:
+            gradients = self.gradient_bytes + FP32 * max(num_weights([shape]) for shape in shapes.matrices)
+        else:
+            later = sum(num_weights(one.matrices) for one in blocks[number + 1 :])
+            gradients = FP32 * (later + num_weights(shapes.feed_forward))
+        # Of the head; and of the embedding, where one waits for another that it will be added to: that of a tied head,
+        # or of the decoder's tokens while the encoder is passed.
+        tied = work.model.tie_embeddings
+        tables = (not tied and not accumulated) + (tied or in_encoder)
+        held = sequence.embedded + sum(one.held for one in sequence.blocks[: number + 1])
+        if self._num_encoder_blocks and not in_encoder:
+            held += sequence.last_norm  # of the encoder
+        first_cast = 0 if work.checkpointing == "none" else number
+        return {
+            "gradients": gradients + tables * self._table,
+            "weights in 16 bits": sum(self._blocks_in_16_bits[first_cast : number + 1]),
+            "activations": size * (held + block.kept - block.held) + shared_mask(work),
+            "working memory": size * block.working,
+        }
+
+    @cached_property
+    def _standing(self) -> dict[Part, int]:
+        """What is there from the first step to the last."""
+        device = self.work.device
+        return {
+            "weights": self.weight_bytes,
+            "optimizer state": self.state_bytes,
+            "checkpoint copy": self.checkpoint_bytes if device == "cpu" else 0,
+            "program": PROGRAM_BYTES[device],
+        }
+
+    @cached_property
+    def _update_bytes(self) -> int:
+        """What the optimizer takes while it moves. Fused ones take nothing."""
+        match self.optimizer:
+            case MuonConfig():  # matrices of one shape together: updates, stacked, normalised, iterated; and products
+                return max(
+                    FP32 * number * (4 * rows * columns + 2 * min(rows, columns) ** 2)
+                    for (rows, columns), number in self._shapes.items()
+                )
+            case LionConfig():
+                return self.weight_bytes
+            case AdafactorConfig():  # one tensor after the other
+                return 2 * FP32 * max(rows * columns for rows, columns in (*self._shapes, *self._tables))
+        return 0
+
+    @cached_property
+    def _sequence(self) -> SequenceMemory:
+        return sequence_memory(self.work)
+
+    @cached_property
+    def _shapes(self) -> Counter[Shape]:
+        """The matrices of all blocks."""
+        return Counter(shape for block in block_shapes(self.work.model) for shape in block.matrices)
+
+    @property
+    def _tables(self) -> list[Shape]:
+        """The matrices outside of the blocks."""
+        model, vocab_size = self.work.model, self.work.vocab_size
+        head = [] if model.tie_embeddings else [(vocab_size, model.d_model)]
+        return [*embedding_shapes(model, vocab_size, self.work.seq_len), *head]
+
+    @cached_property
+    def _blocks_in_16_bits(self) -> list[int]:
+        return [2 * num_weights(block.matrices) * self.work.mixed for block in block_shapes(self.work.model)]
+
+    @property
+    def _summed(self) -> bool:
+        """Whether the gradient of the embedding is a sum: of head and tokens, or of a source's and a target's."""
+        return self.work.model.tie_embeddings or self._num_encoder_blocks > 0
+
+    @property
+    def _num_encoder_blocks(self) -> int:
+        model = self.work.model
+        return model.num_encoder_layers if isinstance(model, EncoderDecoderConfig) else 0
+
+    @property
+    def _table(self) -> int:
+        """Bytes of a matrix of vocabulary and width."""
+        return FP32 * self.work.vocab_size * self.work.model.d_model

@@ -22,7 +22,7 @@ from lmtrain.config.compose import compose_config
 from lmtrain.data import prepare as prepare_module
 from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import LmtrainError
-from lmtrain.inference import load_model
+from lmtrain.inference import TrainedModel, load_model
 from lmtrain.inference import trained as trained_module
 from lmtrain.inference import translation as translation_module
 from lmtrain.inference.evaluation_view import EvaluationView, json_line
@@ -195,7 +195,7 @@ def test_a_terminal_gets_a_table(capsys: Capture, monkeypatch: pytest.MonkeyPatc
     assert terminal.getvalue().splitlines()[0] == f"run    mixture at step {found['step']}, in fp32 on cpu"
     view.end(found)
     shown = [line.split() for line in terminal.getvalue().splitlines()]
-    assert ["source", "documents", "counted", "val/loss", "val/perplexity", "val/bits_per_byte"] in shown
+    assert ["source", "documents", "counted", "loss", "perplexity", "bits/byte"] in shown
     for name, own in {**found["sources"], "all": found}.items():
         numbers = f"{own['val/loss']:.4f} {own['val/perplexity']:,.2f} {own['val/bits_per_byte']:.4f}"
         assert [name, f"{own['documents']:,}", f"{own['counted']:,}", *numbers.split()] in shown
@@ -260,11 +260,20 @@ def test_a_model_that_says_the_reference_has_a_perfect_score(
     assert found["sentences"] == 73
 
 
-def test_a_translation_that_does_not_end_is_cut(folder: Path) -> None:
-    trained = load_model(make_run(folder / "endless", ByteTokenizer(), *PAIRS[:-1], "data.seq_len=128", steps=(1, 2)))
-    trained.model.embedding.weight.data[trained.tokenizer.end_id] = -100.0
-    texts = translate(trained, ["a" * 6, "b" * 100], num_beams=1)
-    assert [len(trained.tokenizer.encode(text)) <= limit for text, limit in zip(texts, (66, 25), strict=True)]
+def test_a_translation_that_does_not_end_is_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At twice the source, in multiples of 8 tokens, and 50 more; or where the context of a decoder is full."""
+    limits: list[int] = []
+
+    def generate(self: TrainedModel, prompts: list[list[int]], *_: Any, max_new_tokens: int, **__: Any) -> list[str]:
+        limits.extend(max_new_tokens for _ in prompts)
+        return ["" for _ in prompts]
+
+    monkeypatch.setattr(TrainedModel, "generate", generate)
+    long = make_run(folder / "long", ByteTokenizer(), *PAIRS[:-1], "data.seq_len=128")
+    for run, expected in ((long, [66, 25]), (Path("translator"), [64, 64])):
+        translate(load_model(run), ["a" * 6, "b" * 100], num_beams=1)
+        assert limits == expected
+        limits.clear()
 
 
 # ------------------------------------------------------------------------------------------- bad input

@@ -21,6 +21,7 @@ from trained_runs import chat_tokenizer, make_run
 
 from lmtrain.config.evaluation import EvaluationSettings
 from lmtrain.config.schema import ChatConfig, DataConfig, MixtureConfig, PairsConfig, TextConfig, TokensConfig
+from lmtrain.data.prepare import prepare
 from lmtrain.data.tokenizer import ByteTokenizer, CharTokenizer, IdsTokenizer, Tokenizer
 from lmtrain.data.tokenizer.huggingface import adopt_huggingface
 from lmtrain.errors import ConfigError, DataError, HardwareError
@@ -299,6 +300,16 @@ def test_text_is_read_with_the_run_s_own_tokenizer(folder: Path, tmp_path: Path)
     assert loaded(run).tokenizer.decode(text.parts[0].documents[0].ids.tolist()) == TEXTS[0]
     with pytest.raises(DataError, match=r"the character '.n' \(U\+000A\) does not occur"):
         opened(run, lines(folder, document="file"))
+
+
+def test_a_text_prepared_with_another_tokenizer_is_prepared_again(folder: Path, tmp_path: Path) -> None:
+    """Another run of the same settings has made one of that text."""
+    run = make_run(tmp_path / "run", CharTokenizer("zyxwvutsrqponmlkjihgfedcbaü "), "tokenizer=char")
+    prepare(lines(folder, split="document"), loaded(run).config.tokenizer)
+    _, text = opened(run, lines(folder, split="document"), "train")
+    documents = text.parts[0].documents
+    texts = [loaded(run).tokenizer.decode(documents[number].ids.tolist()) for number in range(len(documents))]
+    assert set(texts) < set(TEXTS)
 
 
 def test_ids_without_a_tokenizer_can_only_be_evaluated_on_ids(folder: Path, tmp_path: Path) -> None:

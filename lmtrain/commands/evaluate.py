@@ -115,6 +115,7 @@ def _evaluate(options: argparse.Namespace, settings: EvaluationSettings, trained
         text = open_text(RunDir(options.run), settings, trained.tokenizer, options.split, status.update)
     view = EvaluationView(sys.stderr if options.per_document == STANDARD_OUTPUT else sys.stdout, as_json=options.json)
     view.begin(_head(options, settings, trained, text) | {"precision": precision.name})
+    _tell(text.notes)
     with _progress(console, "evaluating") as advance:
         evaluation = evaluate_text(
             trained,
@@ -125,8 +126,7 @@ def _evaluate(options: argparse.Namespace, settings: EvaluationSettings, trained
             per_document=options.per_document is not None,
             on_progress=advance,
         )
-    for note in [*text.notes, *_not_counted(options, settings, trained, evaluation)]:
-        print(f"lmtrain: {note}", file=sys.stderr)
+    _tell(_not_counted(options, settings, trained, evaluation))
     if options.per_document is not None:
         _write_lines(options.per_document, map(json_line, document_records(evaluation, trained.tokenizer)))
     translations = []
@@ -181,6 +181,11 @@ def _not_counted(
         cut = data.batches == "padded" and options.stride is None and longest > data.seq_len + 1
         remedy = "; --stride N reads whole documents" if cut and not trained.reads_from_the_start else ""
         yield f"not counted: {missing:,} of {text.num_targets:,} targets; {evaluation.note}{remedy}"
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"lmtrain: {note}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------- files

@@ -17,8 +17,14 @@ from rich.table import Table
 
 from lmtrain.inference.evaluation_records import Record
 
-DECIMALS = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "bleu": 2, "chrf": 2}
-"""Of a table; elsewhere numbers are whole."""
+HEADINGS = {
+    "loss": ("loss", 4),
+    "perplexity": ("perplexity", 2),
+    "bits_per_byte": ("bits/byte", 4),
+    "bleu": ("BLEU", 2),
+    "chrf": ("chrF", 2),
+}
+"""Of a table, without the split, and decimals; elsewhere numbers are whole."""
 
 
 WAYS_TO_READ = {
@@ -79,7 +85,7 @@ class EvaluationView:
         table = Table(box=box.SIMPLE_HEAD)
         if several := len(rows) > 1:
             table.add_column("source")
-        for heading in ("documents", "counted", *metrics):
+        for heading in ("documents", "counted", *(HEADINGS[_measure(name)][0] for name in metrics)):
             table.add_column(heading, justify="right")
         for source, row in rows.items():
             counts = (f"{row['documents']:,}", f"{row['counted']:,}")
@@ -109,7 +115,12 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 
 def _rounded(name: str, value: float | None) -> str:
-    return "" if value is None else f"{value:,.{DECIMALS[name.partition('/')[2]]}f}"
+    return "" if value is None else f"{value:,.{HEADINGS[_measure(name)][1]}f}"
+
+
+def _measure(metric: str) -> str:
+    """`val/loss` → `loss`."""
+    return metric.partition("/")[2]
 
 
 def _count(number: int, what: str) -> str:

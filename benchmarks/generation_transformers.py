@@ -1,8 +1,8 @@
 """Our `generate` against that of transformers, on one model, exported: both continue the same prompts greedily.
 
 The model has the size of `nano` in a shape that the Llama format holds, and random weights that give varied text. Both
-run in one process with the same number of threads, in turns: one prompt, and a batch of prompts of equal length (so that
-neither has to fill rows up). How many tokens differ is a figure too.
+run in one process with the same number of threads, in turns: one prompt, and a batch of prompts of equal length, so
+that neither has to fill rows up. How many tokens differ is a figure too.
 """
 
 from __future__ import annotations

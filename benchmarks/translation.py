@@ -58,7 +58,8 @@ def main() -> int:
     command_line.add_argument("--seeds", type=int, default=1, help="runs, with seeds from 0 (default 1)")
     command_line.add_argument("overrides", nargs="*", help="settings, as parallel.num_threads=1")
     arguments = command_line.parse_intermixed_args()
-    words = ["experiment=multi30k", f"data.path={arguments.path.absolute()}", "tracking=none", *arguments.overrides]
+    words = ["experiment=multi30k", f"data.path={arguments.path.absolute()}", "tracking=none"]
+    words += ["parallel.num_threads=1", *arguments.overrides]  # a second thread costs processor time of its own
     words += ["trainer.max_steps=20", "trainer.eval_batches=2"] if arguments.quick else []
     minutes, losses, bleus, chrfs, kept = [], [], [], [], []
     for seed in range(1 if arguments.quick else arguments.seeds):

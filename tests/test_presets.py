@@ -20,7 +20,7 @@ STATED = re.compile(
 )
 NOMINAL_SIZES = {
     **{"nano": 1e6, "tiny": 25e6, "small": 350e6, "medium": 1.5e9, "research": 7e9, "gpt2": 124e6},
-    **{"seq2seq_nano": 4e6, "seq2seq_small": 65e6},
+    **{"seq2seq_nano": 1.9e6, "seq2seq_small": 61e6},
 }
 SCHEMAS = {"_decoder": DecoderConfig, "_encoder_decoder": EncoderDecoderConfig}
 SEQ_LEN = 64  # where positions have no weights

@@ -151,6 +151,13 @@ def test_a_text_that_has_changed_is_told(folder: Path, capsys: Capture, monkeypa
     assert "the text has changed since packed was trained on it" in capsys.readouterr().err
 
 
+def test_a_text_that_is_divided_otherwise_is_told(capsys: Capture) -> None:
+    note = "lmtrain: the text is divided otherwise than for training: val may hold what was trained on\n"
+    for words, told in (["data.document=line"], True), (["data.seq_len=8"], False), (["--split", "all"], False):
+        command.main(["packed", *words])
+        assert (note in capsys.readouterr().err) == told
+
+
 def test_splits(folder: Path, capsys: Capture) -> None:
     found = {split: asked(capsys, "packed_documents", "--split", split) for split in ("train", "val", "test", "all")}
     counts = [found[split]["documents"] for split in ("train", "val", "test")]
@@ -294,7 +301,7 @@ def bad(folder: Path) -> Path:
         ("nowhere", "there is no run folder nowhere"),
         ("empty", "there is no run folder empty"),
         ("untrained", "untrained has no checkpoint"),
-        ("", "arguments are required: RUN"),
+        ("", "arguments are required: RUN;"),
         ("packed --checkpoint 5", "packed has no checkpoint '5'; there are last, best, 4, 8, 12"),
         ("packed --split valid", "invalid choice: 'valid' (choose from 'train', 'val', 'test', 'all')"),
         ("packed --split test", "lines.txt has no test split; there are train, val, all"),
@@ -338,6 +345,14 @@ def test_a_failure_leaves_files_as_they_were(folder: Path, tmp_path: Path, monke
             command.main(["packed", "--checkpoint", "5", "--per-document", str(tmp_path / name)])
     assert (tmp_path / "old.jsonl").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["old.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_after_the_numbers(capsys: Capture) -> None:
+    with pytest.raises(LmtrainError, match="cannot write /dev/full: No space left on device") as raised:
+        command.main(["packed", "--per-document", "/dev/full"])
+    assert raised.value.exit_status == 1
+    assert "val/loss" in capsys.readouterr().out
 
 
 def test_the_program_tells_a_bad_request_in_a_line(folder: Path, lmtrain: CommandLine) -> None:

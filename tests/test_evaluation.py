@@ -80,7 +80,9 @@ loaded = functools.cache(load_model)
 def opened(run: Path, data: DataConfig, split: Split | None = None) -> tuple[EvaluationSettings, EvaluatedText]:
     """Of other text than the run's."""
     trained = loaded(run)
-    settings = EvaluationSettings(replace(trained.config, data=data), other_text=True, limited=False)
+    settings = EvaluationSettings(
+        replace(trained.config, data=data), other_text=True, other_documents=False, limited=False
+    )
     return settings, open_text(RunDir(run), settings, trained.tokenizer, split)
 
 
@@ -291,6 +293,12 @@ def test_a_validation_split_of_its_own_is_taken(folder: Path, runs: dict[str, Pa
     _, everything = opened(runs["packed"], data, "all")
     assert [part.split for part in everything.parts] == ["train", "val"]
     assert everything.num_documents == len(TEXTS) + len(PAIRS)
+    trained, found = evaluated(runs["packed"], data)
+    assert "split" not in next(document_records(found, trained.tokenizer))
+    settings, text = opened(runs["packed"], data, "all")
+    both = evaluate_text(trained, settings, text, choose_precision(trained), per_document=True)
+    splits = [record["split"] for record in document_records(both, trained.tokenizer)]
+    assert splits == ["train"] * len(TEXTS) + ["val"] * len(PAIRS)
 
 
 def test_text_is_read_with_the_run_s_own_tokenizer(folder: Path, tmp_path: Path) -> None:

@@ -66,10 +66,23 @@ def test_another_option_keeps_the_context_and_the_cache(run: Path) -> None:
     assert mixed.other_text
 
 
-@pytest.mark.parametrize("word", ["data.batches=padded", "data.seq_len=8", "data.max_documents=3", "data.min_chars=9"])
-def test_how_a_text_is_read_is_no_other_text(word: str, run: Path) -> None:
-    """A ramp of the run is no obstacle: nothing is trained."""
-    assert not compose_evaluation([word], run).other_text
+@pytest.mark.parametrize(
+    ("word", "other_text", "other_documents"),
+    [
+        ("data.batches=padded", False, False),
+        ("data.seq_len=8", False, False),
+        ("data.cache_dir=x", False, False),
+        ("data.max_documents=3", False, True),
+        ("data.val_fraction=0.5", False, True),
+        ("data.document=file", False, True),
+        ("data.val_path=x", True, False),
+        ("data.hub_config=x", True, False),
+    ],
+)
+def test_what_words_change(word: str, other_text: bool, other_documents: bool, run: Path) -> None:
+    """A ramp of the run is no obstacle to other batches: nothing is trained."""
+    found = compose_evaluation([word], run)
+    assert (found.other_text, found.other_documents) == (other_text, other_documents)
 
 
 def test_what_is_read_of_a_text_can_be_limited(run: Path) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import Progress
@@ -28,7 +28,7 @@ from lmtrain.commands import CommandParser
 from lmtrain.config.evaluation import EvaluationSettings, compose_evaluation
 from lmtrain.config.schema import is_of_pairs
 from lmtrain.config.schema.rules import require
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, RunError
 from lmtrain.inference.evaluated_text import SPLIT_CHOICES, EvaluatedText, open_text
 from lmtrain.inference.evaluation_records import document_records, summary, translation_records
 from lmtrain.inference.evaluation_view import EvaluationView, json_line
@@ -68,7 +68,13 @@ def _parser() -> CommandParser:
     parser = CommandParser("evaluate", __doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="the folder of a run")
-    add("overrides", nargs="*", metavar="key=value", help="the text, as for training: data=OPTION data.KEY=VALUE")
+    add(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="the text, as for training: data=OPTION data.KEY=VALUE",
+    )
     add("--split", choices=SPLIT_CHOICES, help="default: val; of other text all, unless it has a split val of its own")
     add("--checkpoint", metavar="C", help="last, best or a step (default: the best, else the newest)")
     add("--device", default="auto", metavar="D", help="auto, cpu, cuda or mps (default auto)")
@@ -127,17 +133,17 @@ def _evaluate(options: argparse.Namespace, settings: EvaluationSettings, trained
             on_progress=advance,
         )
     _tell(_not_counted(options, settings, trained, evaluation))
-    if options.per_document is not None:
-        _write_lines(options.per_document, map(json_line, document_records(evaluation, trained.tokenizer)))
     translations = []
     if translating:
         with _progress(console, "translating") as advance:
             translations = translate_text(
                 trained, text, num_beams=num_beams, max_sentences=options.max_sentences, on_progress=advance
             )
+    view.end(summary(evaluation, translations) | ({"beams": num_beams} if translating else {}))
+    if options.per_document is not None:
+        _write_lines(options.per_document, map(json_line, document_records(evaluation, trained.tokenizer)))
     if options.translations is not None:
         _write_translations(options.translations, list(translation_records(translations)))
-    view.end(summary(evaluation, translations) | ({"beams": num_beams} if translating else {}))
 
 
 def _is_translating(options: argparse.Namespace, settings: EvaluationSettings, trained: TrainedModel) -> bool:
@@ -207,12 +213,21 @@ def _reserved(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _writing(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:  # a full disk
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     if path == STANDARD_OUTPUT:
         for line in lines:
             print(line)
         return
-    with path.open("w", encoding="utf-8") as file:
+    with _writing(path) as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
@@ -220,7 +235,7 @@ def _write_translations(path: Path, records: Sequence[Record]) -> None:
     if path.suffix == ".jsonl":
         _write_lines(path, map(json_line, records))
         return
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with _writing(path) as file:
         writer = csv.DictWriter(file, records[0] if records else (), dialect="excel-tab", lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)

@@ -25,7 +25,10 @@ BESIDE_DATA = ("trainer.eval_batches", "parallel.num_threads")
 OTHER_FILES = ("val_path", "test_path", "target_path", "val_target_path", "test_target_path")
 """Settings of data that belong to the text `path` names."""
 
-_NAMES_TEXT = re.compile(r"data|data@.*|data\..*\b(path|hub\w*|revision)")
+HOW_TO_READ = ("seq_len", "batches", "cache_dir")
+"""Settings of data that no document depends on."""
+
+_NAMES_TEXT = re.compile(r"data|data@.*|data\.(.*\.)?(\w*path|hub\w*|revision)")
 _NO_RAMPS = ["trainer.batch_size_warmup_steps=null", "trainer.seq_len_warmup_steps=null"]  # nothing is trained
 
 
@@ -35,6 +38,7 @@ class EvaluationSettings:
 
     config: ExperimentConfig  # of the run, with that text
     other_text: bool  # whether it is named by the words, and not the run's
+    other_documents: bool  # whether the words make other documents, or other splits, of the run's own text
     limited: bool  # whether trainer.eval_batches is among the words, so that it is for any text
 
     def num_batches(self, split: str) -> int | None:
@@ -80,9 +84,12 @@ def compose_evaluation(overrides: Sequence[str], run: Path) -> EvaluationSetting
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} is more than the model's context of {own.data.seq_len} tokens"
         )
+    other_text = any(_NAMES_TEXT.fullmatch(key) for key in words)
+    read_alike = replace(config.data, **{name: getattr(own.data, name) for name in HOW_TO_READ})
     return EvaluationSettings(
         config,
-        other_text=any(_NAMES_TEXT.fullmatch(key) for key in words),
+        other_text=other_text,
+        other_documents=not other_text and read_alike != own.data,
         limited="trainer.eval_batches" in words,
     )
 

@@ -105,7 +105,7 @@ def open_text(
         name=prepared.name,
         split=split,
         parts=parts,
-        notes=(*_left_out(prepared), *([] if settings.other_text else _changes(run, prepared))),
+        notes=(*_left_out(prepared), *_changes(run, settings, split, prepared)),
         has_made_splits=make_splits,
     )
 
@@ -136,8 +136,12 @@ def _left_out(prepared: PreparedData) -> Iterator[str]:
                 yield f"left out of {source.name}: {count:,} documents: {reason}"
 
 
-def _changes(run: RunDir, prepared: PreparedData) -> Iterator[str]:
-    result = run.read_result() or {}
-    texts = result.get("texts", {})
+def _changes(run: RunDir, settings: EvaluationSettings, split: Split, prepared: PreparedData) -> Iterator[str]:
+    """Why numbers of the run's own text are not those of its training."""
+    if settings.other_text:
+        return
+    texts = (run.read_result() or {}).get("texts", {})
     if texts and sorted(texts.values()) != sorted(prepared.texts.values()):
         yield f"the text has changed since {run} was trained on it: the numbers are not those of its metrics"
+    elif settings.other_documents and split in ("val", "test"):
+        yield f"the text is divided otherwise than for training: {split} may hold what was trained on"

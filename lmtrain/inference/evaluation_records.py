@@ -68,12 +68,12 @@ def _scores(split: str, translations: Translations) -> Record:
 
 def document_records(evaluation: Evaluation, tokenizer: Tokenizer) -> Iterator[Record]:
     """One of each document, in the order of the text; `loss` is None if no target of it counts."""
-    text = evaluation.text
+    several_splits = len({part.split for part in evaluation.text.parts}) > 1
     for measured in evaluation.parts:
         part, losses = measured.part, measured.documents
         assert losses is not None, "the documents were not measured one by one"
         where = {"source": part.source} if part.source else {}
-        if text.split == "all":
+        if several_splits:
             where["split"] = part.split
         for number in range(len(part.documents)):
             num_targets = int(losses.num_targets[number])

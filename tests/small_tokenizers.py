@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as schema
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -64,6 +65,22 @@ def foreign_sentencepiece(**settings: object) -> bytes:
         | {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
     )
     return model.getvalue()
+
+
+def unigram_with(scores: Mapping[str, float], **settings: object) -> bytes:
+    """A foreign unigram model with these pieces too."""
+    proto = schema.ModelProto.FromString(foreign_sentencepiece(model_type="unigram", **settings))  # type: ignore[attr-defined]
+    known = {piece.piece for piece in proto.pieces}
+    for text in scores.keys() - known:
+        proto.pieces.add(piece=text, score=scores[text], type=proto.SentencePiece.NORMAL)
+    model: bytes = proto.SerializeToString()
+    return model
+
+
+def repetitive_unigram() -> bytes:
+    """A model with several equally likely ways to split runs: ooo is oo o and o oo."""
+    scores = {"oo": -3.84, "ha": -3.16, "haha": -7.36, "ahah": -7.39, "▁▁": -3.09, "▁▁▁": -3.92}
+    return unigram_with(scores, add_dummy_prefix=False, user_defined_symbols=("▁▁▁▁",))
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizers import WORDS, foreign_sentencepiece, train_bpe
+from small_tokenizers import WORDS, foreign_sentencepiece, repetitive_unigram, train_bpe
 
 from lmtrain.data.tokenizer import SentencePieceTokenizer, sentencepiece_model, words
 from lmtrain.data.tokenizer.words import WordEncoder
@@ -60,7 +60,7 @@ def model(name: str) -> SentencePieceTokenizer:
 
 
 BY_WORDS = ["trained", "symbols", "no bytes", "dummy prefix", "across spaces", "large"]
-AS_A_WHOLE = ["squeezing", "normalizing", "spaces behind", "unigram"]
+AS_A_WHOLE = ["squeezing", "normalizing", "spaces behind"]
 MODELS = pytest.mark.parametrize("name", BY_WORDS + AS_A_WHOLE)
 
 
@@ -86,12 +86,12 @@ def test_scripts_without_spaces(name: str) -> None:
     assert by_words(model(name), texts) == by_sentencepiece(model(name), texts)
 
 
-@MODELS
+@pytest.mark.parametrize("name", [*BY_WORDS, *AS_A_WHOLE, "unigram"])
 def test_which_models_can_be_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[object] = []
     monkeypatch.setattr(sentencepiece_model, "WordEncoder", lambda *args: made.append(args) or WordEncoder(*args))
     SentencePieceTokenizer(model(name).serialize()).encode("a b")
-    assert len(made) == (name in BY_WORDS)
+    assert len(made) == (name not in AS_A_WHOLE)
 
 
 PARTS = st.sampled_from(
@@ -129,6 +129,35 @@ def test_any_text(name: str, data: st.DataObject) -> None:
     if name != "no bytes":
         texts += data.draw(st.lists(st.text(max_size=30).map(lambda text: text.replace("▁", "")), max_size=2))
     assert by_words(model(name), texts) == by_sentencepiece(model(name), texts)
+
+
+# ----------------------------------------------------------------------------------------- unigram
+
+
+def likelihood(tokenizer: SentencePieceTokenizer, ids: list[int]) -> float:
+    return sum(float(tokenizer.proto.pieces[token].score) for token in ids)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(PARTS | st.text(max_size=10), max_size=20).map("".join).map(lambda text: text.replace("▁", "")))
+def test_unigram_words_are_as_likely(text: str) -> None:
+    tokenizer = model("unigram")
+    [ids], [expected] = by_words(tokenizer, [text]), by_sentencepiece(tokenizer, [text])
+    assert likelihood(tokenizer, ids) == pytest.approx(likelihood(tokenizer, expected), abs=1e-4)
+    assert tokenizer.decode(ids) == text
+
+
+def test_the_text_before_a_word_does_not_change_how_it_is_split() -> None:
+    """The sums of SentencePiece are rounded, so that of equal ones another is the larger behind other text."""
+    tokenizer = SentencePieceTokenizer(repetitive_unigram())
+    word = f"xooooooooo hahahaha{' ' * 30}y"
+    alone = tokenizer.encode(word).tolist()
+    for length in range(0, 40_000, 1_500):
+        text = ("the quick fox, " * 3_000)[:length] + "\n"
+        assert tokenizer.encode(text + word).tolist()[-len(alone) :] == alone
+
+
+# ------------------------------------------------------------------------------------------ memory
 
 
 @pytest.fixture

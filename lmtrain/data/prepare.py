@@ -42,7 +42,7 @@ from lmtrain.errors import DataError
 
 log = logging.getLogger(__name__)
 
-PREPARE_VERSION = 2  # raise it when the same settings would give other tokens: older entries are then not used
+PREPARE_VERSION = 3  # raise it when the same settings would give other tokens: older entries are then not used
 
 MANIFEST = "manifest.json"
 

@@ -22,6 +22,7 @@ from lmtrain.data.tokenizer.interface import (
 )
 from lmtrain.data.tokenizer.sample import TextSample, sample_for
 from lmtrain.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
+from lmtrain.data.tokenizer.to_huggingface import huggingface_files
 
 __all__ = [
     "ASSISTANT",
@@ -38,6 +39,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "TextSample",
     "Tokenizer",
+    "huggingface_files",
     "load_tokenizer",
     "load_tokenizer_bytes",
     "sample_for",

@@ -19,7 +19,8 @@ from lmtrain.config.schema import (
 from lmtrain.data.tokenizer.elementary import ByteTokenizer, CharTokenizer, IdsTokenizer, load_elementary
 from lmtrain.data.tokenizer.huggingface import HuggingFaceTokenizer, adopt_huggingface
 from lmtrain.data.tokenizer.interface import SPECIAL, Tokenizer
-from lmtrain.data.tokenizer.sentencepiece_model import SPACE_MARK, SentencePieceTokenizer, adopt_sentencepiece
+from lmtrain.data.tokenizer.sentencepiece_conversion import SPACE_MARK
+from lmtrain.data.tokenizer.sentencepiece_model import SentencePieceTokenizer, adopt_sentencepiece
 from lmtrain.data.tokenizer.sentencepiece_training import train_sentencepiece
 from lmtrain.errors import DataError
 from lmtrain.run_dir import RunDir

@@ -22,7 +22,7 @@ class CharTokenizer(Tokenizer):
         self.end_id = len(characters)
         self.special = _numbered(special, self.end_id + 1)
         self.vocab_size = self.end_id + 1 + len(special)
-        self._characters = characters
+        self.characters = characters
         self._codes = _code_points(characters)
         # Code point → id, where an unknown character maps to the end token, which text never holds.
         self._ids = np.full(int(self._codes.max()) + 1, self.end_id, token_dtype(self.vocab_size))
@@ -49,7 +49,7 @@ class CharTokenizer(Tokenizer):
         return codes.tobytes().decode("utf-32-le")
 
     def serialize(self) -> bytes:
-        return _content(self, characters=self._characters)
+        return _content(self, characters=self.characters)
 
 
 class ByteTokenizer(Tokenizer):

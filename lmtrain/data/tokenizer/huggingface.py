@@ -18,7 +18,8 @@ from lmtrain.errors import DataError
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "[SEP]", "<eos>", "<|im_end|>")
 """Usual names of the token that ends a document, the first that a vocabulary has being it."""
 
-_END_KEY = "end_token"  # beside the library's own keys, if it is another one
+END_KEY = "end_token"
+"""Beside the library's own keys, if it is not a usual one."""
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -36,6 +37,7 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = {token.content: number for number, token in marked if token.special}
         self.vocab_size = max(self._library.get_vocab().values()) + 1
         self.end_id = ids[end_token]
+        self.end_token: str = end_token
         self.special = {name: ids[name] for name in SPECIAL if name in ids}
         self._reserved = {end_token: self.end_id, **self.special}
         self._is_reserved = np.zeros(self.vocab_size, np.bool_)
@@ -45,11 +47,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[TokenArray]:
         for text in texts:
             utf8(text)
-        # One thread: processes share the work, and threads would complain about being forked.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encoded = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
-        dtype = token_dtype(self.vocab_size)
-        arrays: list[TokenArray] = [np.array(one.ids, dtype) for one in encoded]
+        arrays = encode_with(self._library, texts, token_dtype(self.vocab_size))
         return [
             self._spell_out(text, ids) if self._is_reserved[ids].any() else ids
             for text, ids in zip(texts, arrays, strict=True)
@@ -74,6 +72,14 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._content
 
 
+def encode_with(library: Any, texts: Sequence[str], dtype: type[np.uint16] | type[np.uint32]) -> list[TokenArray]:
+    """The ids that the library's tokenizer gives each text, with nothing added."""
+    # One thread: processes share the work, and threads would complain about being forked.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    encoded = library.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [np.array(one.ids, dtype) for one in encoded]
+
+
 def adopt_huggingface(content: bytes, end_token: str | None, special: Sequence[str]) -> HuggingFaceTokenizer:
     """The tokenizer of a tokenizer.json made elsewhere, with `special` tokens; `end_token` None: a usual one.
 
@@ -89,7 +95,7 @@ def adopt_huggingface(content: bytes, end_token: str | None, special: Sequence[s
         raise DataError(f"its ids have gaps, so {added[0]} cannot be added")
     written: dict[str, Any] = json.loads(library.to_str())
     if found != _usual_end(library):
-        written[_END_KEY] = found
+        written[END_KEY] = found
     return HuggingFaceTokenizer(json.dumps(written, ensure_ascii=False).encode())
 
 
@@ -99,9 +105,9 @@ def _read(content: bytes, end_token: str | None = None) -> tuple[Any, str]:
 
     try:
         text = content.decode()
-        if f'"{_END_KEY}"' in text:
+        if f'"{END_KEY}"' in text:
             values = json.loads(text)
-            end_token = values.pop(_END_KEY, end_token)
+            end_token = values.pop(END_KEY, end_token)
             text = json.dumps(values)
         library = Library.from_str(text)
     except Exception as error:  # the library raises nothing narrower

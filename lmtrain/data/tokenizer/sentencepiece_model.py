@@ -10,12 +10,11 @@ import numpy as np
 import sentencepiece
 
 from lmtrain.data.documents import TokenArray
+from lmtrain.data.tokenizer.huggingface import encode_with
 from lmtrain.data.tokenizer.interface import SPECIAL, Tokenizer, token_dtype, utf8
+from lmtrain.data.tokenizer.sentencepiece_conversion import SPACE_MARK, converted, inexpressible
 from lmtrain.data.tokenizer.words import WordEncoder
 from lmtrain.errors import DataError
-
-SPACE_MARK = "\u2581"
-"""What SentencePiece writes a space as inside; that character itself is spelt by its bytes to survive."""
 
 _DAMAGED = "not a SentencePiece model, or damaged"
 
@@ -23,8 +22,9 @@ _DAMAGED = "not a SentencePiece model, or damaged"
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model with an end token; DataError if damaged. Special tokens are its control symbols.
 
-    BPE models that leave spaces as they are encode word by word (`WordEncoder`), others whole texts, at a tenth of the
-    speed. All use one thread: processes share the work.
+    Models that leave spaces as they are encode word by word (`WordEncoder`), others whole texts. All use one thread:
+    processes share the work. Words of unigram models are split by the Hugging Face library, where SentencePiece, whose
+    sums are rounded, chooses among equally likely ways by the length of all text before.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -43,11 +43,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def name(self) -> str:
-        kind = self._proto.trainer_spec.model_type
-        return f"sentencepiece_{self._proto.trainer_spec.ModelType.Name(kind).lower()}"
+        kind = self.proto.trainer_spec.model_type
+        return f"sentencepiece_{self.proto.trainer_spec.ModelType.Name(kind).lower()}"
 
     @cached_property
-    def _proto(self) -> Any:
+    def proto(self) -> Any:
+        """The model as a protocol buffer."""
         return _parsed(self._model)
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenArray]:
@@ -75,36 +76,51 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def _encoder(self) -> tuple[bytes, Callable[[list[bytes]], list[TokenArray]]]:
         """What encodes text, and what comes before each text for it."""
-        proto = self._proto
+        proto = self.proto
         normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
-        if (
+        prefix = b" " if normalizer.add_dummy_prefix else b""
+        if trainer.model_type == trainer.UNIGRAM and not inexpressible(proto):
+            library = converted(proto)
+            library.normalizer = None  # words are not the beginning of a text
+            library.encode_special_tokens = True  # their names are text
+            encode = partial(self._by_library, library)
+        elif (
             trainer.model_type != trainer.BPE
             or trainer.treat_whitespace_as_suffix
             or normalizer.precompiled_charsmap
             or normalizer.remove_extra_whitespaces
             or not normalizer.escape_whitespaces
         ):
-            return b"", partial(self._encode_whole, self._processor)
-        prefix, processor = b"", self._processor
-        if normalizer.add_dummy_prefix:
-            changed = _parsed(self._model)
-            changed.normalizer_spec.add_dummy_prefix = False  # words are not the beginning of a text
-            prefix, processor = b" ", _processor(changed.SerializeToString())
+            return b"", partial(self._by_processor, self._processor)
+        else:
+            processor = self._processor
+            if prefix:
+                changed = _parsed(self._model)
+                changed.normalizer_spec.add_dummy_prefix = False
+                processor = _processor(changed.SerializeToString())
+            encode = partial(self._by_processor, processor)
         merged = (proto.SentencePiece.NORMAL, proto.SentencePiece.USER_DEFINED, proto.SentencePiece.UNUSED)
         pieces = (utf8(piece.piece.replace(SPACE_MARK, " ")) for piece in proto.pieces if piece.type in merged)
-        return prefix, WordEncoder(pieces, partial(self._encode_whole, processor), self._dtype).encode_batch
+        return prefix, WordEncoder(pieces, encode, self._dtype).encode_batch
 
-    def _encode_whole(
+    def _by_processor(
         self, processor: sentencepiece.SentencePieceProcessor, texts: Sequence[bytes]
     ) -> list[TokenArray]:
         encoded = processor.encode(list(texts), return_type="numpy", num_threads=1)
+        return self._known(texts, [ids.astype(self._dtype) for ids in encoded])
+
+    def _by_library(self, library: Any, texts: Sequence[bytes]) -> list[TokenArray]:
+        return self._known(texts, encode_with(library, [text.decode() for text in texts], self._dtype))
+
+    def _known(self, texts: Sequence[bytes], encoded: list[TokenArray]) -> list[TokenArray]:
+        """The ids of texts. Raises DataError for a character that has none."""
         if not self._knows_bytes and encoded:
-            unknown = processor.unk_id()
+            unknown = self._processor.unk_id()
             if (np.concatenate(encoded) == unknown).any():
                 number = next(number for number, ids in enumerate(encoded) if unknown in ids)
-                found = processor.encode(texts[number].decode(), return_type="offset_mapping")
+                found = self._processor.encode(texts[number].decode(), return_type="offset_mapping")
                 raise _unknown(found["pieces"][found["ids"].index(unknown)][0])
-        return [ids.astype(self._dtype) for ids in encoded]
+        return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         text: str = self._processor.decode([int(token) for token in ids])

@@ -10,7 +10,8 @@ from typing import Any
 import sentencepiece
 
 from lmtrain.config.schema import SentencePieceBpeConfig, SentencePieceConfig
-from lmtrain.data.tokenizer.sentencepiece_model import SPACE_MARK, SentencePieceTokenizer
+from lmtrain.data.tokenizer.sentencepiece_conversion import SPACE_MARK
+from lmtrain.data.tokenizer.sentencepiece_model import SentencePieceTokenizer
 from lmtrain.errors import DataError
 
 # Characters that SentencePiece uses itself while it trains; they get no piece.

@@ -190,7 +190,7 @@ def merging(draw: st.DrawFn) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(proto.SerializeToString())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(merging(), st.lists(st.text("ab", max_size=40) | st.integers(1, 40).map("a".__mul__), min_size=20, max_size=20))
 def test_one_piece_is_made_in_many_ways(tokenizer: SentencePieceTokenizer, texts: list[str]) -> None:
     library = opened(tokenizer)

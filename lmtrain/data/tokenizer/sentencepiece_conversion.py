@@ -78,7 +78,9 @@ def converted(proto: Any) -> Any:
         # "normalized": searched for apart from special tokens, whose names may hold a symbol.
         library.add_tokens([AddedToken(symbol, normalized=True) for symbol in pieces.long_symbols])
     else:
-        library = Tokenizer(models.Unigram(_scored(pieces), trainer.unk_id, byte_fallback=pieces.has_bytes))
+        library = Tokenizer(
+            models.Unigram(_scored(pieces), pieces.texts.index(pieces.unknown), byte_fallback=pieces.has_bytes)
+        )
         if cuts := _cuts(pieces):
             pattern = "|".join(f"{re.escape(left)}(?={re.escape(right)})" for left, right in cuts)
             library.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "merged_with_previous")

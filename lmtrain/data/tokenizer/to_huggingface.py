@@ -27,10 +27,10 @@ def huggingface_files(tokenizer: Tokenizer, *, model_max_length: int) -> dict[st
     none. `tokenizer.model` is for other tools: transformers reads tokenizer.json.
 
     A text that holds the name of a special token, such as "<|user|>", is read as that token, as is usual there and as
-    chat templates need; `tokenizer(text, split_special_tokens=True)` spells it out as ours do (but not in unigram
-    models that were given as a tokenizer.json). `decode(ids, skip_special_tokens=True)` is ours; of ids that are not
-    UTF-8 together, which SentencePiece models may generate, all bytes become U+FFFD, also those of whole characters
-    right beside.
+    chat templates need; `tokenizer(text, split_special_tokens=True)` spells it out as ours do (but not where a given
+    tokenizer.json has names as pieces, as unigram models do). `decode(ids, skip_special_tokens=True)` is ours, but for
+    bytes of a SentencePiece model that are not UTF-8, which may be generated: all that stand together become U+FFFD,
+    whole characters too.
 
     A tokenizer with the tokens of roles gets a chat template, which writes conversations as training reads them, but
     for the end token that follows whole ones.
@@ -53,7 +53,10 @@ def huggingface_files(tokenizer: Tokenizer, *, model_max_length: int) -> dict[st
 
 
 def _refusal(tokenizer: Tokenizer, why: str) -> UsageError:
-    return UsageError(f"the tokenizer ({tokenizer.name}) cannot be written for Hugging Face with the same ids: {why}")
+    return UsageError(
+        f"the tokenizer ({tokenizer.name}) cannot be written for Hugging Face with the same ids: {why}; "
+        "train a model to be exported with another, such as tokenizer=sentencepiece_bpe"
+    )
 
 
 def _settings(tokenizer: Tokenizer, end: str, model_max_length: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lmtrain.config.schema import (
     TextConfig,
     TokenizerConfig,
 )
+from lmtrain.data import entry as entry_module
 from lmtrain.data import prepare as prepare_module
 from lmtrain.data.cache import cache_folder
 from lmtrain.data.documents import Documents
@@ -180,8 +181,8 @@ def test_the_bpe_tokenizer_sees_training_text_only(config: TextConfig, monkeypat
         seen[:] = lines
         return train(tokenizer, lines, characters, special)
 
-    train = prepare_module.train_tokenizer
-    monkeypatch.setattr(prepare_module, "train_tokenizer", spy)
+    train = entry_module.train_tokenizer
+    monkeypatch.setattr(entry_module, "train_tokenizer", spy)
     prepared = prepare(config, SentencePieceBpeConfig(vocab_size=300))
     assert [line + "." for line in seen] == texts_in(prepared, "train")
     write(config, "".join(some_lines(300)))

@@ -16,6 +16,7 @@ import pytest
 
 from lmtrain.config.schema import PairsConfig, SentencePieceBpeConfig
 from lmtrain.data import build
+from lmtrain.data import entry as entry_module
 from lmtrain.data import prepare as prepare_module
 from lmtrain.errors import DataError
 
@@ -26,10 +27,10 @@ SCRIPT = textwrap.dedent("""
     import json, os, signal, sys
     import psutil
     from lmtrain.config.schema import PairsConfig, SentencePieceBpeConfig
-    from lmtrain.data import build, prepare as prepare_module
+    from lmtrain.data import build, entry as entry_module, prepare as prepare_module
 
     path, cache, dies_at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    prepare_module.ALONE_CHARS = 0
+    entry_module.ALONE_CHARS = 0
     build.available_cores = lambda: 2
     build.BATCH_CHARS, build.BATCHES_PER_MARK = 20_000, 4
     count, encode = 0, build._encoded
@@ -148,7 +149,7 @@ def is_worker(process: psutil.Process) -> bool:
 def test_a_process_that_is_killed_ends_the_build_in_a_line(
     tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare_module, "ALONE_CHARS", 0)
+    monkeypatch.setattr(entry_module, "ALONE_CHARS", 0)
     monkeypatch.setattr(build, "available_cores", lambda: 2)
     monkeypatch.setattr(build, "BATCH_CHARS", 20_000)
 

@@ -11,7 +11,7 @@ import errno
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,8 +89,10 @@ def run_experiment(
         if config.resume is not None and folder.is_run():
             config = with_choices_of(folder.config.read_text(encoding="utf-8"), config)
         resuming = _wants_to_resume(folder, config)
-        session, data = _build(config, judge)
-        return _Attempt(session.config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
+        # What a run began with need no longer be there: its checkpoint has other weights.
+        session, data = _build(replace(config, init_from=None if resuming else config.init_from), judge)
+        config = replace(session.config, init_from=config.init_from)
+        return _Attempt(config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

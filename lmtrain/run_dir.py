@@ -20,6 +20,10 @@ STUDY_FILE = "study.yaml"
 """In a sweep folder: what the study is that its run folders are trials of."""
 
 
+OWN_TOKENIZER = "lmtrain_tokenizer.model"
+"""Our file of the tokenizer in a folder of transformers, which would take a tokenizer.model for SentencePiece's."""
+
+
 class RunDir:
     """One run folder, there already or not."""
 

@@ -24,11 +24,12 @@ from lmtrain.data.sequence_to_sequence import document_rows
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
 from lmtrain.hardware import available_memory, choose_format
+from lmtrain.initial_weights import load_initial_weights
 from lmtrain.model.building import Model, build_model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
 from lmtrain.training.activation_checkpointing import checkpoint_activations
-from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, load_weights, restore
+from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, restore
 from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
@@ -225,7 +226,7 @@ def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.dev
         dropout=config.dropout,
     ).to(device)
     if config.init_from is not None:
-        _start_from(model, RunDir(Path(config.init_from)), data)
+        load_initial_weights(model, config, data)
     checkpoint_activations(model.all_blocks(), config.trainer.activation_checkpointing)
     return model
 
@@ -302,12 +303,3 @@ def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:
         return batches.steps_for(sequences=math.ceil(trainer.max_epochs * batches.epoch_size))
     assert trainer.max_tokens is not None
     return batches.steps_for(sequences=math.ceil(trainer.max_tokens / batches.mean_targets))
-
-
-def _start_from(model: Model, source: RunDir, data: PreparedData) -> None:
-    """Copy the newest weights of another run. Raises UsageError unless architecture and tokenizer are the same."""
-    if not source.is_run():
-        raise RunFolderError(f"init_from={source.path}: there is no run folder there")
-    if load_tokenizer(source.tokenizer).fingerprint != data.tokenizer.fingerprint:
-        raise RunFolderError(f"init_from={source.path}: that run has another tokenizer, its weights mean nothing here")
-    load_weights(model, CheckpointFolder(source.checkpoints).load_newest(weights_only=True).model)

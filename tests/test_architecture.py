@@ -19,6 +19,7 @@ LAYERS = [
     ("errors", "machine", "origin", "redaction"),
     ("config", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
+    ("initial_weights",),
     ("session", "inference"),
     ("run",),
     ("sweep",),

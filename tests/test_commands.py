@@ -204,11 +204,17 @@ def assert_same_run_but_for_stops(one: Path, other: Path) -> None:
 
 
 def test_a_run_starts_from_the_weights_of_another(shell: CommandLine, words: list[str], finished: Finished) -> None:
-    tuned = shell.folder / "tuned"
-    shell(*words, "trainer.max_steps=5", "lr=1e-6", f"init_from={finished.folder}", f"hydra.run.dir={tuned}")
-    assert result_of(tuned)["metrics"]["val/loss"] == pytest.approx(
-        result_of(finished.folder)["metrics"]["val/loss"], abs=0.01
-    )
+    """A continuation needs them no more."""
+    origin, tuned = shell.folder / "origin", shell.folder / "tuned"
+    shutil.copytree(finished.folder, origin)
+    shell(*words, "trainer.max_steps=5", "lr=1e-6", f"init_from={origin}", f"hydra.run.dir={tuned}")
+    loss = result_of(finished.folder)["metrics"]["val/loss"]
+    assert result_of(tuned)["metrics"]["val/loss"] == pytest.approx(loss, abs=0.01)
+    shutil.rmtree(origin)
+    shell(f"resume={tuned}", "trainer.max_steps=7")
+    assert result_of(tuned)["step"] == 7
+    assert result_of(tuned)["metrics"]["val/loss"] == pytest.approx(loss, abs=0.01)
+    assert f"init_from: {origin}" in (tuned / "config.yaml").read_text()
 
 
 @pytest.mark.slow
@@ -299,8 +305,11 @@ REFUSED = {
     "a grid of a misspelt key": ("-m lrr=1,2", "did you mean lr?"),
     "run folder in use": (f"{GOOD} hydra.run.dir=busy", "busy is in use by another process"),
     "run folder taken": (f"{GOOD} hydra.run.dir=run", "already holds a run; continue it with resume="),
-    "another tokenizer": (f"{GOOD} tokenizer=char init_from=run", "that run has another tokenizer"),
-    "another model": (f"{GOOD} model.d_model=32 init_from=run", "the checkpoint is of another model"),
+    "another tokenizer": (
+        f"{GOOD} tokenizer=char init_from=run",
+        "its tokenizer is another (byte of 257 ids there",
+    ),
+    "another model": (f"{GOOD} model.d_model=32 init_from=run", "model.d_model is 16 there and 32 here"),
     "resume of another model": ("resume=run model.d_model=32", "be continued otherwise than it was begun"),
     "resume with another option": ("resume=run model=tiny", "model=tiny: a run's own config takes settings"),
 }

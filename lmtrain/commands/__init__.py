@@ -15,6 +15,7 @@ from lmtrain.errors import ConfigError
 COMMANDS = {
     "data": "lmtrain.commands.data",
     "evaluate": "lmtrain.commands.evaluate",
+    "export": "lmtrain.commands.export",
     "generate": "lmtrain.commands.generate",
     "sweep": "lmtrain.commands.sweep",
     "verify-resume": "lmtrain.commands.verify_resume",

@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
-from lmtrain.config.schema import SCHEMAS, ExperimentConfig, MixtureConfig
+from lmtrain.config.schema import SCHEMAS, ExperimentConfig, MixtureConfig, ModelConfig
 
 PRIMARY_CONFIG = "lmtrain"  # conf/lmtrain.yaml
 SAVED_CONFIG = "config"  # config.yaml in a run folder
@@ -67,6 +67,16 @@ def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConf
         parallel = dataclasses.replace(parallel, num_threads=saved["parallel"]["num_threads"])
     device = saved["device"] if config.device == "auto" else config.device
     return dataclasses.replace(config, device=device, precision=precision, parallel=parallel)
+
+
+def saved_model(saved_text: str) -> tuple[ModelConfig, int]:
+    """The architecture, and the context in tokens, of the run of this `config.yaml`."""
+    saved = yaml.safe_load(saved_text)
+    chosen: dict[str, str] = {}
+    for entry in saved["defaults"]:
+        chosen |= entry if isinstance(entry, dict) else {}
+    schema = SCHEMAS["model"][chosen["override /model"]]
+    return cast(ModelConfig, schema(**saved["model"])), int(saved["data"]["seq_len"])
 
 
 def study_settings(config: ExperimentConfig) -> dict[str, str]:

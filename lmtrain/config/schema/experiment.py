@@ -82,7 +82,7 @@ class ExperimentConfig:
     """What sweeps optimise; best and patience go by the first. Each as it stands at an evaluation."""
     resume: str | None = None  # null, auto, or a run folder to continue
     force: bool = False  # resume although settings or data differ from those of the run
-    init_from: str | None = None  # run folder whose weights to start from
+    init_from: str | None = None  # run folder, or model folder of transformers, whose weights to start from
 
     @property
     def objectives(self) -> tuple[str, ...]:

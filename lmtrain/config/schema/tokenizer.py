@@ -81,7 +81,7 @@ class HuggingFaceConfig(TokenizerConfig):
 class SavedTokenizerConfig(TokenizerConfig):
     """The tokenizer of a run, of whatever kind, as it is."""
 
-    path: str = REQUIRED  # a tokenizer.model, or the run folder that holds one
+    path: str = REQUIRED  # a tokenizer.model, or the folder that holds one: of a run, or what it was exported to
 
 
 @dataclass(kw_only=True)

@@ -23,7 +23,7 @@ from lmtrain.data.tokenizer.sentencepiece_conversion import SPACE_MARK
 from lmtrain.data.tokenizer.sentencepiece_model import SentencePieceTokenizer, adopt_sentencepiece
 from lmtrain.data.tokenizer.sentencepiece_training import train_sentencepiece
 from lmtrain.errors import DataError
-from lmtrain.run_dir import RunDir
+from lmtrain.run_dir import OWN_TOKENIZER, RunDir
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def tokenizer_file(config: TokenizerConfig) -> Path | None:
         return None
     path = Path(config.path).expanduser()
     if path.is_dir() and not isinstance(config, SentencePieceModelConfig):
-        path = path / "tokenizer.json" if isinstance(config, HuggingFaceConfig) else RunDir(path).tokenizer
+        path = path / "tokenizer.json" if isinstance(config, HuggingFaceConfig) else _saved_in(path)
     if not path.is_file():
         raise DataError(f"tokenizer.path={config.path}: there is no file {path}")
     return path
@@ -125,6 +125,12 @@ def _saved(config: SavedTokenizerConfig, special: Sequence[str]) -> Tokenizer:
             "train one with tokenizer.special_tokens=all"
         )
     return tokenizer
+
+
+def _saved_in(folder: Path) -> Path:
+    """The file in a run folder, or in what one was exported to."""
+    exported = folder / OWN_TOKENIZER
+    return exported if exported.is_file() else RunDir(folder).tokenizer
 
 
 def _loses(tokenizer: Tokenizer, text: str) -> bool:

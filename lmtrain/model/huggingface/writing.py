@@ -49,7 +49,7 @@ def write_model(
             weight = torch.zeros(parameters[ours.removesuffix("bias") + "weight"].size(0))
         else:
             continue
-        tensors |= {name: part.to("cpu", dtype).clone() for name, part in _parts(weight, place)}
+        tensors |= {name: part.to("cpu", dtype) for name, part in _parts(weight, place)}
     described = Described(config=model.config, vocab_size=model.vocab_size, seq_len=model.seq_len)
     number_format = str(dtype).removeprefix("torch.")
     config = {

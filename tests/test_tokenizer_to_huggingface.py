@@ -352,6 +352,7 @@ def test_ids_are_no_text() -> None:
         ({"treat_whitespace_as_suffix": True}, "the treatment of spaces"),
         ({"model_type": "word"}, "models of type word"),
         ({"model_type": "char"}, "models of type char"),
+        ({"user_defined_symbols": ("a b",), "add_dummy_prefix": False}, "a space in a piece that is not written as U"),
         ({"user_defined_symbols": ("<b>",)}, "the symbol '<b>' behind a space that is put before every text"),
     ],
 )

@@ -40,6 +40,8 @@ def _obstacles(proto: Any) -> Iterator[str]:
     if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
         yield "the treatment of spaces (treat_whitespace_as_suffix, escape_whitespaces)"
     pieces = _Pieces(proto)
+    if bare := [piece.piece for piece in proto.pieces if " " in piece.piece]:
+        yield f"a space in a piece that is not written as U+2581 ({bare[0]!r})"
     if pieces.unused:
         yield f"unused pieces ({pieces.unused[0]!r})"
     if len(set(pieces.texts)) < len(pieces.texts):

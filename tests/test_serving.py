@@ -25,6 +25,7 @@ from command_line import TINY, CommandLine
 from full_disk import on_a_small_disk
 from trained_runs import captured, chat_tokenizer, make_run, make_translator
 
+from lmtrain.commands import export
 from lmtrain.commands import generate as command
 from lmtrain.data.tokenizer import ByteTokenizer
 from lmtrain.errors import CheckpointError, LmtrainError
@@ -122,9 +123,16 @@ def test_the_example_is_answered(folder: Path, plain: Any) -> None:
     assert len(texts(plain, plain.input_example, **example["params"])) == 1
 
 
-def test_a_checkpoint_is_chosen(folder: Path, tmp_path: Path) -> None:
-    save_mlflow_model(folder / "plain", tmp_path / "new" / "model", checkpoint="3")
-    assert load_model(tmp_path / "new/model/artifacts/run").step == 3
+def test_export_writes_it(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    to = tmp_path / "new" / "model"
+    words = [str(folder / "plain"), "--to", str(to), "--format", "mlflow"]
+    with pytest.raises(LmtrainError, match="--dtype is not for --format mlflow"):
+        export.main([*words, "--dtype", "fp32"])
+    assert export.main([*words, "--checkpoint", "3"]) == 0
+    size = f"{load_model(folder / 'plain').num_parameters:,} parameters"
+    said = f"{to}: step 3 in the MLflow format, {size} in fp32\n"
+    assert capsys.readouterr().out == f"{said}serve it with mlflow models serve -m {to} --env-manager local\n"
+    assert load_model(to / "artifacts/run").step == 3
 
 
 @pytest.mark.parametrize("kilobytes", [40, 80])  # 30 take the weights, which are there twice for a while
@@ -141,12 +149,12 @@ def test_a_full_disk_is_told_and_nothing_left(kilobytes: int, folder: Path) -> N
     )
     done = on_a_small_disk(folder, kilobytes, f"{sys.executable} -c {shlex.quote(script)}")
     told, left = done.stdout.splitlines()
-    assert re.fullmatch("cannot write disk/model: .*No space left on device.*", told), done.stderr
+    assert re.fullmatch(".*cannot write .*No space left on device.*", told), done.stderr
     assert left == "[]"
 
 
 def test_what_cannot_be_saved_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(LmtrainError, match="chat_model is there already: name a new folder"):
+    with pytest.raises(LmtrainError, match="chat_model is not empty: name a new folder, or empty it"):
         save_mlflow_model(folder / "plain", folder / "chat_model")
     with pytest.raises(LmtrainError, match="there is no run folder"):
         save_mlflow_model(tmp_path / "nowhere", tmp_path / "model")
@@ -310,7 +318,7 @@ def test_a_device_is_chosen_when_the_model_is_opened(folder: Path) -> None:
 def served(lmtrain: CommandLine, corpus: Path) -> Iterator[str]:
     """The address of a model that was trained, saved and is being served."""
     lmtrain(*TINY, f"data.path={corpus}", "trainer.max_steps=30", "trainer.eval_every=10", "hydra.run.dir=run")
-    save_mlflow_model(lmtrain.folder / "run", lmtrain.folder / "model")
+    lmtrain("export", "run", "--to", "model", "--format", "mlflow")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

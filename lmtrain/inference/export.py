@@ -5,18 +5,15 @@ What the formats say is `model/huggingface`'s, the tokenizer's files are `data/t
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import DecoderConfig, ExperimentConfig
 from lmtrain.data.tokenizer import PAD, TURN_END, huggingface_files, load_tokenizer
-from lmtrain.errors import ConfigError, RunError, RunFolderError, UsageError
+from lmtrain.errors import ConfigError, UsageError
+from lmtrain.inference.new_folder import appearing_whole, require_free
 from lmtrain.inference.trained import load_model
 from lmtrain.model.huggingface.choice import FORMATS, nearest_format
 from lmtrain.model.huggingface.formats import Format
@@ -30,7 +27,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 class Exported:
     """What was written."""
 
-    format: str  # Llama or GPT-2
+    format: str  # Llama, GPT-2 or MLflow
     step: int  # of the checkpoint
     num_parameters: int
 
@@ -47,7 +44,7 @@ def export_run(run: Path, folder: Path, *, checkpoint: str | None = None, dtype:
         RunError: the disk is full; nothing is left of the folder.
     """
     folder = folder.expanduser().resolve()
-    _require_free(folder)
+    require_free(folder)
     format, files = _require_exportable(compose_config([], run), RunDir(run))
     trained = load_model(run, checkpoint=checkpoint, device="cpu")
     import torch
@@ -58,7 +55,7 @@ def export_run(run: Path, folder: Path, *, checkpoint: str | None = None, dtype:
     assert isinstance(trained.model, Decoder)
     tokenizer = trained.tokenizer
     ends = dict.fromkeys([tokenizer.end_id, tokenizer.special.get(TURN_END, tokenizer.end_id)])
-    with _appearing_whole(folder) as draft:
+    with appearing_whole(folder) as draft:
         write_model(
             draft,
             trained.model,
@@ -97,46 +94,3 @@ def _require_exportable(config: ExperimentConfig, run: RunDir) -> tuple[Format, 
 def _word(value: object) -> str:
     """As typed on the command line."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _require_free(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunFolderError(f"{folder} is not empty: name a new folder, or empty it")
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder} is a file: name a new folder")
-
-
-@contextmanager
-def _appearing_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes the place of `folder` when everything went well and else is gone.
-
-    Raises RunError if the disk is full, RunFolderError if it cannot be written otherwise.
-    """
-    from safetensors import SafetensorError
-
-    draft = folder.with_name(f".{folder.name}.partial")
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        shutil.rmtree(draft, ignore_errors=True)  # left by a kill
-        draft.mkdir(parents=True)
-        yield draft
-        for path in (*draft.iterdir(), draft):
-            _sync(path)
-        draft.rename(folder)
-    except (OSError, SafetensorError) as error:
-        no_room = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        kind = RunError if no_room else RunFolderError
-        raise kind(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        with suppress(OSError):
-            for parent in new_parents:
-                parent.rmdir()  # unless it holds something
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -20,6 +20,8 @@ from lmtrain.config.schema.rules import require
 from lmtrain.data.records import ROLES, Message, Role
 from lmtrain.errors import RunError
 from lmtrain.inference.chat import encode_turns, knows_roles
+from lmtrain.inference.export import Exported
+from lmtrain.inference.new_folder import appearing_whole, require_free
 from lmtrain.inference.settings import GenerationSettings, continue_prompts, fit_prompts
 from lmtrain.inference.trained import TrainedModel, load_model
 from lmtrain.redaction import redact
@@ -50,41 +52,27 @@ _PARAM_TYPES = {"float": "double", "int": "long", "bool": "boolean"}
 """Annotation → type in MLflow."""
 
 
-def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> None:
+def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> Exported:
     """Write the model of a run folder as an MLflow model, which needs neither the run nor any pickle.
 
     `to/artifacts/run` is a run folder of its own with all that generating takes: `load_model` opens it too.
 
     Args:
+        to: new, or empty; parents are made.
         checkpoint: as for `load_model`.
 
     Raises:
-        UsageError: there is no such run or checkpoint, or `to` is there already.
-        RunError: `to` cannot be written.
+        UsageError: there is no such run or checkpoint, or no room at `to`; nothing is written.
+        RunError: the disk is full; nothing is left of the folder.
     """
-    require(not os.path.lexists(to), f"{to} is there already: name a new folder")
+    to = to.expanduser().resolve()
+    require_free(to)
     trained = load_model(run, checkpoint=checkpoint, device="cpu")
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow.exceptions import MlflowException
-    from safetensors import SafetensorError
-
-    try:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as drafts:
-            slim = RunDir(Path(drafts) / RUN)
-            _copy(trained, RunDir(run), slim)
-            _save(slim, Path(drafts) / "model", chat=knows_roles(trained.tokenizer))
-            (Path(drafts) / "model").rename(to)
-    except (OSError, SafetensorError, MlflowException) as error:
-        raise RunError(f"cannot write {to}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What the system said; of the many errors of a folder that is copied, about the first file."""
-    if isinstance(error, shutil.Error):
-        return str(error.args[0][0][2])
-    return getattr(error, "strerror", None) or one_line(error)
+    with appearing_whole(to) as draft, tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as apart:
+        slim = RunDir(Path(apart) / RUN)
+        _copy(trained, RunDir(run), slim)
+        _save(slim, draft, chat=knows_roles(trained.tokenizer))
+    return Exported(format="MLflow", step=trained.step, num_parameters=trained.num_parameters)
 
 
 def _copy(trained: TrainedModel, run: RunDir, to: RunDir) -> None:
@@ -101,19 +89,26 @@ def _copy(trained: TrainedModel, run: RunDir, to: RunDir) -> None:
 
 
 def _save(run: RunDir, to: Path, *, chat: bool) -> None:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import mlflow
     import pandas as pd
+    from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    mlflow.pyfunc.save_model(
-        to,
-        python_model=Path(__file__).with_name("served_model.py"),
-        artifacts={RUN: str(run.path)},
-        model_config={DEVICE: "auto"},
-        signature=_signature(chat=chat),
-        input_example=(pd.DataFrame({PROMPT: [_example(run)]}), {"max_new_tokens": 50}),
-        pip_requirements=_requirements(),
-    )
+    try:
+        mlflow.pyfunc.save_model(
+            to,
+            python_model=Path(__file__).with_name("served_model.py"),
+            artifacts={RUN: str(run.path)},
+            model_config={DEVICE: "auto"},
+            signature=_signature(chat=chat),
+            input_example=(pd.DataFrame({PROMPT: [_example(run)]}), {"max_new_tokens": 50}),
+            pip_requirements=_requirements(),
+        )
+    except (shutil.Error, MlflowException) as error:  # of files that it copies
+        what = error.args[0][0][2] if isinstance(error, shutil.Error) else one_line(error)
+        raise RunError(f"MLflow cannot write the model: {what}") from error
 
 
 def _signature(*, chat: bool) -> ModelSignature:

@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
+IN_PARALLEL := --numprocesses=auto --dist=loadfile
+
 .PHONY: help setup train test test-all check ui bench clean
 
 help: ## list the targets
@@ -23,11 +25,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 train: $(INSTALLED) ## train the default model (ARGS="lr=1e-3 ..." to change it)
 	@$(BIN)/python -m lmtrain $(ARGS)
 
-test: $(INSTALLED) ## run the tests of a few minutes
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests of a few minutes, on all cores
+	@$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
-test-all: $(INSTALLED) ## run every test, the long ones too
-	@$(BIN)/python -m pytest -m "" $(ARGS)
+test-all: $(INSTALLED) ## run every test; the long ones one after the other, as some measure time and memory
+	@$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(INSTALLED) ## lint, formatting and types
 	@$(BIN)/ruff check .

@@ -52,6 +52,8 @@ def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
         session.config.batch_size,
         session.config.data.seq_len,
     )
+    if session.model_choice:
+        log.info("auto    %s", session.model_choice)
     if session.precision.reason:
         log.info("format  %s: %s", session.precision.name, session.precision.reason)
     log.info("folder  %s", folder)

@@ -75,6 +75,21 @@ def set_threads(wanted: int | None) -> int:
     return threads
 
 
+def total_memory(device: torch.device) -> float:
+    """Bytes of the device's memory, whatever other programs use of it now.
+
+    Of a CPU: main memory, as far as the limits of this process and of its control groups let it be used.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return float(torch.mps.recommended_max_memory())
+    import psutil
+
+    limits = [*(limit for limit, _ in _control_groups()), *_addresses_left()]
+    return max(0.0, min([float(psutil.virtual_memory().total), *limits]))
+
+
 def available_memory() -> float:
     """Bytes of main memory this process may still take.
 
@@ -83,19 +98,32 @@ def available_memory() -> float:
     """
     import psutil
 
-    limits = [float(psutil.virtual_memory().available), *memory_left_in_control_groups()]
+    left = [*memory_left_in_control_groups(), *_addresses_left()]
+    return max(0.0, min([float(psutil.virtual_memory().available), *left]))
+
+
+def _addresses_left() -> Iterator[float]:
+    """Bytes of addresses that this process may still take, if they are limited."""
+    import psutil
+
     if sys.platform == "linux":
         process = psutil.Process()
         addresses, _ = process.rlimit(psutil.RLIMIT_AS)
         if addresses != psutil.RLIM_INFINITY:
-            limits.append(addresses - process.memory_info().vms)
-    return max(0.0, min(limits))
+            yield addresses - process.memory_info().vms
 
 
 def memory_left_in_control_groups(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[float]:
-    """Bytes that each control group (version 2) around this process may still take; cached files do not count."""
+    """Bytes that each control group around this process may still take."""
+    return (limit - used for limit, used in _control_groups(root, own))
+
+
+def _control_groups(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[tuple[float, float]]:
+    """Bytes that each control group (version 2) around this process may take and has taken, but for cached files."""
     try:
         inside = next(line for line in own.read_text().splitlines() if line.startswith("0::")).removeprefix("0::/")
     except (OSError, StopIteration):
@@ -109,7 +137,7 @@ def memory_left_in_control_groups(
         except (OSError, LookupError):
             continue
         if limit != "max":
-            yield int(limit) - used
+            yield int(limit), used
 
 
 def _field(path: Path, name: str) -> int:

@@ -229,7 +229,7 @@ class _Attempt:
             "data": self.data.name,
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
-            "device": str(self.session.precision.device),
+            **self.session.tags,
             **self.origin.tags,
         }
         roots = {name: getattr(self.config, name) for name in ("lr", "dropout", "batch_size", "seed")}

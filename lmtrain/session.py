@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.config.presets import preset_of
 from lmtrain.config.schema import EncoderDecoderConfig, ExperimentConfig, TransformerConfig
 from lmtrain.data.batches import Batch, EvalBatches, Source, TrainBatches
 from lmtrain.data.evaluation import eval_batches
@@ -23,6 +24,7 @@ from lmtrain.data.ramps import Ramp
 from lmtrain.data.sequence_to_sequence import document_rows
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
+from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import available_memory, choose_format
 from lmtrain.initial_weights import load_initial_weights
 from lmtrain.model.building import Model, build_model
@@ -33,7 +35,7 @@ from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capt
 from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
-from lmtrain.training.memory import bound_of_sequence, out_of_memory_recognized
+from lmtrain.training.memory import out_of_memory_recognized
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision, bf16_speedup
 from lmtrain.training.schedules import warmup_length
@@ -48,7 +50,7 @@ log = logging.getLogger(__name__)
 class Session:
     """The parts of a run, ready to train."""
 
-    config: ExperimentConfig  # with the device and the number format that `auto` stood for
+    config: ExperimentConfig  # with the device, the model and the number format that `auto` stood for
     model: Model
     forward: Callable[..., Tensor]  # the model, compiled if asked for
     step: TrainingStep
@@ -58,6 +60,7 @@ class Session:
     data_fingerprint: str
     tokenizer_fingerprint: str
     total_steps: int
+    model_choice: str  # why `model=auto` is this model; empty if it was named
 
     @property
     def precision(self) -> Precision:
@@ -66,6 +69,12 @@ class Session:
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What trackers are told of what `auto` came to."""
+        preset = preset_of(self.config.model)
+        return {"device": str(self.precision.device)} | ({"model": preset} if preset else {})
 
     def restore(self, checkpoints: Path) -> Progress:
         """Continue from the newest sound checkpoint: model, optimizers, random states and the microbatch are put back.
@@ -99,7 +108,15 @@ class Session:
     def find_micro_batch_size(self) -> None:
         """Settle how many sequences go through the model at a time. Raises torch.OutOfMemoryError if not one can."""
         room = available_memory() if self.precision.device.type == "cpu" else None
-        self.step.find_micro_batch_size(self.batches.largest, room=room, bound=bound_of_sequence(self.model))
+        needed = training_memory(
+            self.config, self.model.config, vocab_size=self.model.vocab_size, device=self.precision.device
+        )
+        self.step.find_micro_batch_size(
+            self.batches.largest,
+            room=room,
+            beside=needed.state_bytes + needed.checkpoint_bytes,
+            bound=needed.sequence_bytes,
+        )
 
     @out_of_memory_recognized()
     def evaluate(self) -> dict[str, float]:
@@ -173,6 +190,7 @@ class Session:
 
 def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together, or into memory."""
+    config, model_choice = settle_model(config, vocab_size=data.tokenizer.vocab_size, device=device)
     batches = train_batches(config, data)
     if batches.note:
         log.info(batches.note)
@@ -211,6 +229,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         data_fingerprint=data.fingerprint,
         tokenizer_fingerprint=data.tokenizer.fingerprint,
         total_steps=total_steps,
+        model_choice=model_choice,
     )
 
 

@@ -18,16 +18,14 @@ from lmtrain.config.schema import SCHEMAS, AdamWConfig, DecoderConfig, Optimizer
 from lmtrain.model.building import build_model
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 from lmtrain.training.checkpoint import CheckpointFolder
-from lmtrain.training.losses import TrainingLoss, sum_loss
+from lmtrain.training.losses import sum_loss
 from lmtrain.training.memory import (
     PeakMemory,
-    bound_of_sequence,
     optimizer_state_filled,
     out_of_memory_recognized,
     remember_random_state,
 )
 from lmtrain.training.optimizers import build_optimizers
-from lmtrain.training.precision import Precision
 
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 4 bytes"
 
@@ -110,36 +108,6 @@ def test_memory_grows_evenly_with_the_sequences(checkpointing: str, dropout: flo
 
     one, two, many = peak(1), peak(2), peak(9)
     assert many == pytest.approx(one + 8 * (two - one), rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("settings", "seq_len", "vocab_size", "dropout", "loss"),
-    [
-        ({}, 64, 64, 0.0, TrainingLoss()),
-        ({"activation": "gelu", "norm": "layernorm", "position": "learned"}, 64, 64, 0.1, TrainingLoss()),
-        ({"activation": "geglu", "qk_norm": True}, 32, 2048, 0.1, TrainingLoss(z_loss=0.1, label_smoothing=0.1)),
-        ({"activation": "relu2", "num_kv_heads": 1}, 512, 64, 0.1, TrainingLoss()),
-        ({"activation": "relu2", "tie_embeddings": False}, 64, 2048, 0.0, TrainingLoss()),
-    ],
-)
-@pytest.mark.parametrize("format", [torch.float32, torch.bfloat16])
-def test_the_bound_of_a_sequence_is_generous(
-    settings: dict[str, Any], seq_len: int, vocab_size: int, dropout: float, loss: TrainingLoss, format: torch.dtype
-) -> None:
-    torch.manual_seed(0)
-    config = DecoderConfig(d_model=32, num_layers=2, num_heads=4, **settings)
-    model = build_model(config, vocab_size=vocab_size, seq_len=seq_len, dropout=dropout)
-
-    def peak(sequences: int) -> int:
-        tokens = torch.zeros(sequences, seq_len, dtype=torch.int64)
-        with PeakMemory(model.parameters()) as memory:
-            with Precision(torch.device("cpu"), format).autocast():
-                objective, _ = loss(model(tokens), tokens)
-            objective.backward()
-        model.zero_grad()
-        return memory.peak
-
-    assert 1.8 * (peak(2) - peak(1)) < bound_of_sequence(model)
 
 
 def small_model() -> nn.Sequential:

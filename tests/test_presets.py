@@ -10,11 +10,13 @@ import pytest
 import torch
 import yaml
 
+from lmtrain.config.presets import preset_of, sized_presets
 from lmtrain.config.schema import DecoderConfig, EncoderDecoderConfig, TransformerConfig
 from lmtrain.model.building import build_model
 from lmtrain.model.sizing import count_parameters
 
-PRESETS = sorted((Path(__file__).parents[1] / "conf" / "model").glob("*.yaml"))
+OPTIONS = (Path(__file__).parents[1] / "conf" / "model").glob("*.yaml")
+PRESETS = sorted(path for path in OPTIONS if path.stem != "auto")  # which is one of them
 STATED = re.compile(
     r"^# parameters: ([\d,]+) at a vocabulary of ([\d,]+)(?: and data\.seq_len=([\d,]+))?$", re.MULTILINE
 )
@@ -56,3 +58,14 @@ def test_preset_has_the_stated_size(path: Path) -> None:
     assert logits_BTV.shape == (1, seq_len, vocab_size)
     if path.stem in NOMINAL_SIZES:
         assert parameters == pytest.approx(NOMINAL_SIZES[path.stem], rel=0.06)
+
+
+def test_the_presets_that_auto_chooses_among_are_those_of_the_files_in_order() -> None:
+    presets = sized_presets()
+    assert list(presets) == ["nano", "tiny", "small", "medium", "research"]
+    for name, preset in presets.items():
+        assert preset == load(PRESETS[0].with_stem(name))[0]
+        assert preset_of(preset) == name
+    sizes = [count_parameters(preset, 32_000, SEQ_LEN).total for preset in presets.values()]
+    assert sizes == sorted(sizes)
+    assert preset_of(DecoderConfig(d_model=128, num_layers=5, num_heads=4)) is None

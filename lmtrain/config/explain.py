@@ -17,7 +17,7 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError
 
-from lmtrain.config.schema import SCHEMAS, ExperimentConfig
+from lmtrain.config.schema import SCHEMAS, AutoModelConfig, ExperimentConfig
 from lmtrain.errors import LmtrainError
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)
@@ -91,6 +91,8 @@ def _unknown_key(key: str, parent: DictConfig | None = None) -> str:
     if group in SCHEMAS and OmegaConf.get_type(parent) not in SCHEMAS[group].values():
         bare = " or ".join(SCHEMAS[group])
         return f"{key} has no type: an option of {group} starts with defaults: [SCHEMA, _self_], SCHEMA being {bare}"
+    if OmegaConf.get_type(parent) is AutoModelConfig:
+        return f"{key} cannot be set with model=auto, which chooses the shape by the memory found; name a preset"
     return f"there is no setting {key!r}{nearest(name, map(str, parent), group)}"
 
 

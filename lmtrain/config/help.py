@@ -33,6 +33,7 @@ Train a transformer language model from scratch; find by sweeps which settings a
   python -m lmtrain --multirun sweep=lr_dropout_batch   an Optuna study
   python -m lmtrain resume=RUN trainer.max_steps=N   continue a run folder
   python -m lmtrain --cfg job                        show the settings, run nothing
+  python -m lmtrain plan [key=value ...]             parameters, arithmetic, memory, microbatch; trains nothing
   python -m lmtrain generate RUN [--chat]            text from a trained model, or a conversation with it
   python -m lmtrain evaluate RUN [data=...]          loss, perplexity, bits per byte on any text; BLEU of pairs
   python -m lmtrain export RUN --to FOLDER           a folder for transformers, or with --format mlflow to serve

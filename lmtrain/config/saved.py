@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import yaml
 
-from lmtrain.config.schema import SCHEMAS, ExperimentConfig, MixtureConfig, ModelConfig
+from lmtrain.config.schema import SCHEMAS, AutoModelConfig, ExperimentConfig, MixtureConfig, ModelConfig
 
 PRIMARY_CONFIG = "lmtrain"  # conf/lmtrain.yaml
 SAVED_CONFIG = "config"  # config.yaml in a run folder
@@ -60,13 +60,15 @@ UNSEEN_IN_RESULTS = WATCHING | {"parallel.num_threads", "force", "resume"}
 def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConfig:
     """`config`, with what the run of this `config.yaml` took where `config` leaves it to the machine."""
     saved = yaml.safe_load(saved_text)
-    precision, parallel = config.precision, config.parallel
+    model, precision, parallel = config.model, config.precision, config.parallel
+    if isinstance(model, AutoModelConfig):
+        model, _ = saved_model(saved_text)
     if precision.format == "auto":
         precision = dataclasses.replace(precision, format=saved["precision"]["format"])
     if parallel.num_threads is None:  # another number adds up in another order
         parallel = dataclasses.replace(parallel, num_threads=saved["parallel"]["num_threads"])
     device = saved["device"] if config.device == "auto" else config.device
-    return dataclasses.replace(config, device=device, precision=precision, parallel=parallel)
+    return dataclasses.replace(config, device=device, model=model, precision=precision, parallel=parallel)
 
 
 def saved_model(saved_text: str) -> tuple[ModelConfig, int]:

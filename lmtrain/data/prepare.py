@@ -97,10 +97,24 @@ def find_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> PreparedData 
     return _load(cache / "prepared" / _key(_identity(sources, tokenizer)), sources, built=False, tell=False)
 
 
+def was_prepared(data: DataConfig, tokenizer: TokenizerConfig) -> bool:
+    """Whether the cache has data of these settings, though maybe of another text. Neither reads nor fetches any."""
+    settings = _tokenizer_identity(tokenizer)
+    for name, config in _configs(data).items():
+        settings |= _source_settings(name, config)
+    identities = (manifest.get("identity") or {} for manifest in manifests(cache_folder(data)))
+    return any(settings.items() <= identity.items() for identity in identities)
+
+
+def _configs(data: DataConfig) -> dict[str, DataConfig]:
+    """The settings of every source, by its name in a mixture, or an empty one."""
+    if not isinstance(data, MixtureConfig):
+        return {"": data}
+    return {name: replace(one, cache_dir=data.cache_dir) for name, one in data.sources.items()}
+
+
 def _open(data: DataConfig, cache: Path, *, make_splits: bool) -> list[OpenedSource]:
-    configs = {"": data}
-    if isinstance(data, MixtureConfig):
-        configs = {name: replace(one, cache_dir=data.cache_dir) for name, one in data.sources.items()}
+    configs = _configs(data)
     corpora = {name: open_corpus(config) for name, config in configs.items()}
     sums = {name: corpus.fingerprint(cache) for name, corpus in corpora.items()}
     return [OpenedSource(name, configs[name], corpora[name], sums[name], make_splits) for name in configs]
@@ -121,15 +135,28 @@ def _require_given(tokenizer: TokenizerConfig, sources: list[OpenedSource]) -> N
 
 def _identity(sources: list[OpenedSource], tokenizer: TokenizerConfig) -> dict[str, Any]:
     """All that the tokens follow from, as flat settings."""
-    identity: dict[str, Any] = {"version": PREPARE_VERSION}
+    identity = _tokenizer_identity(tokenizer)
     for source in sources:
-        prefix = f"data.sources.{source.name}" if source.name else "data"
-        identity[prefix] = type(source.config).__name__
-        identity[f"{prefix} text"] = source.content
-        identity |= {f"{prefix}.{k}": v for k, v in asdict(source.config).items() if k not in _NOT_IN_KEY}
+        prefix = _prefix(source.name)
+        identity |= _source_settings(source.name, source.config) | {f"{prefix} text": source.content}
         if not source.make_splits:
             identity |= {f"{prefix}.split": "none", f"{prefix}.val_fraction": 0, f"{prefix}.test_fraction": 0}
-    identity["tokenizer"] = type(tokenizer).__name__
+    return identity
+
+
+def _source_settings(name: str, config: DataConfig) -> dict[str, Any]:
+    prefix = _prefix(name)
+    settings = {f"{prefix}.{key}": value for key, value in asdict(config).items() if key not in _NOT_IN_KEY}
+    return {prefix: type(config).__name__} | settings
+
+
+def _prefix(source: str) -> str:
+    return f"data.sources.{source}" if source else "data"
+
+
+def _tokenizer_identity(tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """Of a tokenizer, and of how all is prepared."""
+    identity = {"version": PREPARE_VERSION, "tokenizer": type(tokenizer).__name__}
     identity |= {f"tokenizer.{key}": value for key, value in asdict(tokenizer).items() if key != "path"}
     if file := tokenizer_file(tokenizer):
         identity["tokenizer file"] = _file_sum(file)

@@ -1,6 +1,7 @@
 """How long a run takes and how much memory it needs, by arithmetic and a tenth of a second of measuring.
 
-Right to a factor of two or so, which is enough to tell an hour from a night. Reads no text and builds no model.
+The time is right to a factor of two or so, which is enough to tell an hour from a night. Reads no text and builds no
+model.
 """
 
 from __future__ import annotations
@@ -9,24 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lmtrain.config.schema import (
-    AdafactorConfig,
-    ByteConfig,
-    DecoderConfig,
-    ExperimentConfig,
-    HuggingFaceConfig,
-    IdsConfig,
-    LionConfig,
-    MuonConfig,
-    SavedTokenizerConfig,
-    SentencePieceConfig,
-    SentencePieceModelConfig,
-    SGDConfig,
-)
+from lmtrain.config.schema import ExperimentConfig, TransformerConfig
 from lmtrain.data.evaluation import EVAL_BATCH_SEQUENCES
+from lmtrain.data.vocabulary import USUAL_CHARACTERS, vocabulary_size
+from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import FORMATS, available_memory, choose_device, set_threads
 from lmtrain.machine import available_cores, count_gpus
-from lmtrain.model.sizing import count_parameters, flops_per_token
+from lmtrain.model.sizing import block_shapes, flops_per_token
 from lmtrain.sweep.setup import first_evaluation, token_budget
 from lmtrain.training.utilisation import measured_peak, peak_flops
 
@@ -35,15 +25,6 @@ SHARE_OF_PEAK = {"cpu": 0.5, "cuda": 0.35, "mps": 0.35}
 
 SECONDS_A_LAYER = 0.8e-3
 """What a step takes at least for each layer, and twice for what is around them: calls, not arithmetic."""
-
-PROGRAM_BYTES = 0.45 * 2**30
-"""Main memory of a process that has imported all it needs and trained nothing yet."""
-
-USUAL_CHARACTERS = 100
-"""Vocabulary of a character tokenizer, which is not known before the text is read."""
-
-USUAL_PIECES = 32_000
-"""... and of a tokenizer made elsewhere, whose file is not opened for an estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,58 +86,26 @@ def seconds_of(config: ExperimentConfig, machine: Machine) -> float | None:
     tokens = token_budget(config)
     if tokens is None:
         return None
-    model = _model(config)
+    model, vocab_size = _model(config, machine)
     steps = tokens / (config.batch_size * config.data.seq_len)
-    flops = flops_per_token(model, _vocab_size(config), config.data.seq_len)
+    flops = flops_per_token(model, vocab_size, config.data.seq_len)
     evaluated = (config.trainer.eval_batches or 0) * EVAL_BATCH_SEQUENCES * config.data.seq_len  # 0: all of a text
     forward = evaluated * max(1.0, tokens / first_evaluation(config))
-    calls = SECONDS_A_LAYER * (model.num_layers + 2)
+    calls = SECONDS_A_LAYER * (len(block_shapes(model)) + 2)
     return max(flops * tokens / machine.speed, calls * steps) + flops / 3 * forward / machine.speed
 
 
 def memory_of(config: ExperimentConfig, machine: Machine) -> float:
     """Bytes a run needs of the device's memory at its peak, without what fragmentation takes."""
-    model, vocab_size, seq_len = _model(config), _vocab_size(config), config.data.seq_len
-    count = count_parameters(model, vocab_size, seq_len)
+    model, vocab_size = _model(config, machine)
+    memory = training_memory(config, model, vocab_size=vocab_size, device=machine.device)
     micro = config.trainer.micro_batch_size
-    tokens = seq_len * (config.batch_size if micro == "auto" else micro)
-    half = machine.device.type == "cuda" and config.precision.format != "fp32"
-    # What norms, projections, attention and activation take in and give; the logits, with softmax and gradient.
-    layer = model.d_model * (1 if config.trainer.activation_checkpointing == "full" else 12) + 3 * model.hidden_dim
-    activations = tokens * (model.num_layers * layer * (2 if half else 4) + 3 * 4 * vocab_size)
-    program = PROGRAM_BYTES if machine.device.type == "cpu" else 0.0
-    return (
-        program
-        + 4 * (2 * count.total + _state(config, count.attention + count.feed_forward, count.total))
-        + activations
-    )
+    return memory.footprint(config.batch_size if micro == "auto" else micro, config.batch_size).peak
 
 
-def _state(config: ExperimentConfig, matrices: int, total: int) -> int:
-    """Numbers an optimizer keeps."""
-    match config.optimizer:
-        case MuonConfig():
-            return 2 * total - matrices
-        case LionConfig():
-            return total
-        case SGDConfig():
-            return total if config.optimizer.momentum else 0
-        case AdafactorConfig():
-            return 0  # rows and columns
-    return 2 * total
-
-
-def _model(config: ExperimentConfig) -> DecoderConfig:
-    assert isinstance(config.model, DecoderConfig)
-    return config.model
-
-
-def _vocab_size(config: ExperimentConfig) -> int:
-    match config.tokenizer:
-        case SentencePieceConfig() | IdsConfig():
-            return config.tokenizer.vocab_size
-        case ByteConfig():
-            return 257
-        case HuggingFaceConfig() | SentencePieceModelConfig() | SavedTokenizerConfig():
-            return USUAL_PIECES
-    return USUAL_CHARACTERS
+def _model(config: ExperimentConfig, machine: Machine) -> tuple[TransformerConfig, int]:
+    """The model of a run, with its vocabulary as far as that is known before the text is read."""
+    vocab_size = vocabulary_size(config.tokenizer, config.data) or USUAL_CHARACTERS
+    settled, _ = settle_model(config, vocab_size=vocab_size, device=machine.device)
+    assert isinstance(settled.model, TransformerConfig)
+    return settled.model, vocab_size

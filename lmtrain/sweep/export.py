@@ -121,6 +121,8 @@ def _experiment(study: ReadStudy, trial: FrozenTrial, path: Path) -> str:
     chosen = hydra["hydra"]["runtime"]["choices"]
     groups = [group for group in RUN_GROUPS if group not in _NOT_OF_THE_RESULT]
     shipped = {group: chosen[group] for group in groups if chosen.get(group) in compose.group_options(group)}
+    if shipped.get("model") == "auto":
+        del shipped["model"]  # the shape it came to is written out
     baseline = yaml.safe_load(dump_yaml(compose.settings_of_options(shipped)))  # tuples become lists, as in `saved`
     # An option from the user's own folder may not be found next time: its group is written out.
     options = {f"override /{group}": shipped.get(group) or schemas[f"override /{group}"] for group in groups}

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from lmtrain.config.schema import (
     AdafactorConfig,
@@ -36,6 +36,8 @@ Part = Literal[
     "working memory",
     "program",
 ]
+
+PARTS: tuple[Part, ...] = get_args(Part)
 
 PROGRAM_BYTES = {"cpu": int(0.45 * 2**30), "cuda": int(0.8 * 2**30), "mps": int(0.8 * 2**30)}
 """What a process takes of the device's memory that has imported all it needs and trained nothing yet.
@@ -165,6 +167,15 @@ class TrainingMemory:
     def checkpoint_bytes(self) -> int:
         """The copy in main memory that checkpoints are written from."""
         return self.weight_bytes + self.state_bytes
+
+    @property
+    def sequence_bytes(self) -> int:
+        """What one more sequence of a microbatch takes at the most."""
+        sequence = self._sequence
+        blocks = sum(block.held for block in sequence.blocks)
+        passing = max(block.kept - block.held + block.working for block in sequence.blocks)
+        ends = sequence.embedded + 2 * sequence.last_norm
+        return blocks + ends + max(passing, sequence.loss_forward, sequence.loss_backward)
 
     @cached_property
     def parameters(self) -> ParameterCount:

@@ -1,6 +1,7 @@
 """Running out of memory: what counts as that, what a step needs, and going back to where it began.
 
-Owns the measures and estimates; which microbatch to try when is the step's (`step.py`).
+Owns the measures; what a step should need is computed in `footprint.py`, and which microbatch to try when is the step's
+(`step.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from lmtrain.model.attention import CrossAttention, SelfAttention
-from lmtrain.model.building import Model
 from lmtrain.training.optimizers import set_lr
 
 ALLOCATION_FAILED = ("DefaultCPUAllocator", "MPS backend out of memory", "std::bad_alloc")
@@ -75,18 +74,6 @@ def optimizer_state_filled(optimizers: Sequence[torch.optim.Optimizer]) -> Itera
         for optimizer in fresh:
             optimizer.state.clear()
             optimizer.zero_grad(set_to_none=True)
-
-
-def bound_of_sequence(model: Model) -> int:
-    """Bytes that forward and backward of one sequence stay below, by half or more, however the model is trained.
-
-    Every output of a matrix product is kept, and some elementwise results of its size; logits pass through the loss
-    several times; attention with dropout keeps its probabilities. The factors are generous, and held by a test.
-    """
-    time = model.seq_len
-    heads = sum(module.num_heads for module in model.modules() if isinstance(module, SelfAttention | CrossAttention))
-    outputs = sum(matrix.size(0) for matrix in model.block_matrices())
-    return 4 * time * (10 * outputs + 8 * model.vocab_size + 6 * heads * time)
 
 
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -27,9 +27,6 @@ from lmtrain.training.precision import Precision
 
 log = logging.getLogger(__name__)
 
-COPIES_OF_WEIGHTS = 5
-"""Taken in main memory: two moments of an optimizer, and the copy of weights and moments for checkpoints."""
-
 PLAIN = TrainingLoss()
 """Cross-entropy and nothing else."""
 
@@ -109,7 +106,9 @@ class TrainingStep:
         overflow = not applied and self.scaler.is_enabled() and bool(torch.isfinite(loss))
         return StepOutcome(loss, grad_norm, applied, overflow)
 
-    def find_micro_batch_size(self, largest: Batch, *, room: float | None, bound: float = math.inf) -> None:
+    def find_micro_batch_size(
+        self, largest: Batch, *, room: float | None, beside: float = 0, bound: float = math.inf
+    ) -> None:
         """Settle `micro_batch_size`, unless it is known, by a dry step over the largest batch of the run.
 
         A dry step is forward and backward beside the state that the optimizers will hold: of the whole batch, and of
@@ -117,18 +116,19 @@ class TrainingStep:
 
         `room` is None where the device refuses what it does not have. Main memory is promised without being there and
         the system kills who takes it. So where `room` bytes are free, no dry step of more is tried, by measure of the
-        first two sequences; and none is needed if all sequences, of `bound` bytes at the most, take half the room.
+        first two sequences; and none is needed if all sequences, of about `bound` bytes each, take half the room. What
+        training takes `beside` weights, gradients and sequences has to find room as well.
 
         Raises torch.OutOfMemoryError when not even one sequence fits.
         """
         if self.micro_batch_size is not None:
             return
         size = largest.num_sequences
-        if room is None or size * bound + self._beside_sequences > room / 2:
+        if room is None or size * bound + beside > room / 2:
             rewind = remember_random_state(self.precision.device)
             try:
                 with out_of_memory_recognized():
-                    self.micro_batch_size = size if room is None else self._likely_to_fit(largest, room)
+                    self.micro_batch_size = size if room is None else self._likely_to_fit(largest, room, beside)
                     with optimizer_state_filled(self.optimizers):
                         self._backward_that_fits(largest)
             finally:
@@ -136,16 +136,11 @@ class TrainingStep:
                 rewind()
         self.micro_batch_size = self.micro_batch_size or size
 
-    @property
-    def _beside_sequences(self) -> int:
-        """Bytes of main memory that training takes beside weights, gradients and sequences."""
-        return COPIES_OF_WEIGHTS * sum(parameter.nbytes for parameter in self.parameters)
-
-    def _likely_to_fit(self, batch: Batch, room: float) -> int:
+    def _likely_to_fit(self, batch: Batch, room: float, beside: float) -> int:
         """The largest microbatch that should fit into `room` bytes, by what one and two sequences take."""
         size, one = batch.num_sequences, self._measure(batch, 1)
         growth = self._measure(batch, 2) - one  # without the gradients of the weights, which do not grow
-        while size > 1 and one + (size - 1) * growth + self._beside_sequences > room:
+        while size > 1 and one + (size - 1) * growth + beside > room:
             size = half(size)
         if size < batch.num_sequences:
             log.info("microbatch %d: the whole batch would not fit into %.2f GiB of memory", size, room / 2**30)

@@ -154,6 +154,13 @@ def test_no_combination_of_settings_is_far_off(seed: int) -> None:
     assert 0.98 * measured <= predicted <= 1.25 * measured, f"{predicted / measured - 1:+.1%} of {work}"
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_one_more_sequence_takes_no_more_than_is_said(seed: int) -> None:
+    work = any_workload(seed)
+    growth = measured_peak(work, 3, accumulated=True) - measured_peak(work, 2, accumulated=True)
+    assert 0.98 * growth <= TrainingMemory(work=work, optimizer=AdamWConfig()).sequence_bytes <= 1.5 * growth
+
+
 def memory_of(
     optimizer: OptimizerConfig, model: TransformerConfig = LLAMA, *, device: Any = "cpu", **settings: Any
 ) -> TrainingMemory:

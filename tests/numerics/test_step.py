@@ -20,7 +20,7 @@ from lmtrain.training.losses import TrainingLoss, sum_loss
 from lmtrain.training.memory import PeakMemory
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision
-from lmtrain.training.step import COPIES_OF_WEIGHTS, TrainingStep
+from lmtrain.training.step import TrainingStep
 
 VOCABULARY, WIDTH, ROWS, LENGTH = 11, 8, 6, 5
 FP32 = Precision(torch.device("cpu"), torch.float32)
@@ -377,14 +377,13 @@ def test_on_a_cpu_a_batch_that_clearly_fits_is_not_tried() -> None:
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         raise AssertionError("no pass")
 
-    model = dropout_model()
-    beside = COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
+    model, beside = dropout_model(), 1000
     step = build(model, forward=forward)
-    step.find_micro_batch_size(uneven_batch(), room=2 * (ROWS * 100 + beside), bound=100)
+    step.find_micro_batch_size(uneven_batch(), room=2 * (ROWS * 100 + beside), beside=beside, bound=100)
     assert step.micro_batch_size == ROWS
     with pytest.raises(AssertionError):  # with a byte less it is
         build(model, forward=forward).find_micro_batch_size(
-            uneven_batch(), room=2 * (ROWS * 100 + beside) - 1, bound=100
+            uneven_batch(), room=2 * (ROWS * 100 + beside) - 1, beside=beside, bound=100
         )
 
 
@@ -393,7 +392,8 @@ def test_on_a_cpu_what_would_not_fit_is_not_tried() -> None:
     model, batch = small_model(), uneven_batch()
     with PeakMemory(model.parameters()) as memory:
         sum_loss(model(batch.inputs[:3]), batch.targets[:3]).backward()  # three sequences of six
-    needed = memory.peak + COPIES_OF_WEIGHTS * sum(p.nbytes for p in model.parameters())
+    beside = 5 * sum(p.nbytes for p in model.parameters())
+    needed = memory.peak + beside
     for room, expected in ((1.05 * needed, 3), (0.95 * needed, 2)):
         sizes = []
 
@@ -403,7 +403,7 @@ def test_on_a_cpu_what_would_not_fit_is_not_tried() -> None:
             return logits
 
         step = build(model, forward=forward)
-        step.find_micro_batch_size(batch, room=room)
+        step.find_micro_batch_size(batch, room=room, beside=beside)
         assert step.micro_batch_size == expected
         assert max(sizes) == expected
 

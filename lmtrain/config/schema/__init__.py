@@ -21,7 +21,13 @@ from lmtrain.config.schema.data import (
     is_of_pairs,
 )
 from lmtrain.config.schema.experiment import SCHEMAS, ExperimentConfig
-from lmtrain.config.schema.model import DecoderConfig, EncoderDecoderConfig, ModelConfig, TransformerConfig
+from lmtrain.config.schema.model import (
+    AutoModelConfig,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TransformerConfig,
+)
 from lmtrain.config.schema.optimizer import (
     AdafactorConfig,
     AdamConfig,
@@ -64,6 +70,7 @@ __all__ = [
     "AdafactorConfig",
     "AdamConfig",
     "AdamWConfig",
+    "AutoModelConfig",
     "ByteConfig",
     "CharConfig",
     "ChatConfig",

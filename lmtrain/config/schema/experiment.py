@@ -15,7 +15,13 @@ from lmtrain.config.schema.data import (
     TextConfig,
     TokensConfig,
 )
-from lmtrain.config.schema.model import DecoderConfig, EncoderDecoderConfig, ModelConfig, TransformerConfig
+from lmtrain.config.schema.model import (
+    AutoModelConfig,
+    DecoderConfig,
+    EncoderDecoderConfig,
+    ModelConfig,
+    TransformerConfig,
+)
 from lmtrain.config.schema.optimizer import (
     AdafactorConfig,
     AdamConfig,
@@ -161,7 +167,7 @@ class ExperimentConfig:
 
 # Group → name of its bare typed option (`model=_decoder`): what a YAML option names first in its defaults list.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {"_decoder": DecoderConfig, "_encoder_decoder": EncoderDecoderConfig},
+    "model": {"_decoder": DecoderConfig, "_encoder_decoder": EncoderDecoderConfig, "_auto": AutoModelConfig},
     "data": {
         "_python_stdlib": PythonStdlibConfig,
         "_text": TextConfig,

@@ -141,3 +141,15 @@ class EncoderDecoderConfig(TransformerConfig):
         require_positive(
             "model.", num_encoder_layers=self.num_encoder_layers, num_decoder_layers=self.num_decoder_layers
         )
+
+
+@dataclass(kw_only=True)
+class AutoModelConfig(ModelConfig):
+    """The largest preset whose training fits into memory; the run's own `config.yaml` names the shape it came to."""
+
+    memory_share: float = 0.8  # of the memory of device and machine, that training may need
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.memory_share <= 1, f"model.memory_share must be above 0 and at most 1, got {self.memory_share}"
+        )

@@ -79,6 +79,8 @@ def _run_job(config: DictConfig, job: compose.Job) -> float:
 
 def main() -> None:
     """Run what the command line asks for and exit with the status of docs/commands.md."""
+    if sys.stdout is None:  # closed by the shell, `>&-`
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
     sys.exit(_run(sys.argv[1:]))
 
 

@@ -118,7 +118,11 @@ def is_text(experiment: str) -> bool:
         (["model.attention=flex", "dropout=0.1"], "model.attention=flex cannot drop out attention"),
         (["model.rope_scaling=ntk", "model.position=learned"], "is for model.position=rotary, got learned"),
         (["model.rope_factor=2"], "model.rope_factor=2.0 needs model.rope_scaling=linear or ntk"),
-        (["model.rope_scaling=ntk", "model.d_model=8", "model.num_heads=4"], "needs heads wider than 2"),
+        (["model.rope_scaling=linear"], "model.rope_scaling=linear needs model.rope_factor above 1, got 1.0"),
+        (
+            ["model.rope_scaling=ntk", "model.rope_factor=2", "model.d_model=8", "model.num_heads=4"],
+            "needs heads wider than 2",
+        ),
         (["model.position=sinusoidal", "model.d_model=9", "model.num_heads=3"], "needs an even model.d_model, got 9"),
         (["model.sliding_window=0"], "model.sliding_window must be positive"),
         (["model.logit_softcap=-1"], "model.logit_softcap must be positive"),

@@ -315,3 +315,11 @@ def test_a_reader_that_goes_away_ends_it_quietly(lmtrain: CommandLine, runs: Pat
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err == "lmtrain: the prompt is empty: beginning as documents do\n"
+
+
+def test_a_closed_output_is_none_of_its_business(runs: Path) -> None:
+    words = f"generate {runs / 'plain'} --prompt a --max-new-tokens 2"
+    ended = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m lmtrain {words} >&-"], stderr=subprocess.PIPE, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

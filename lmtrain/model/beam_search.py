@@ -18,6 +18,9 @@ from lmtrain.model.building import Model
 from lmtrain.model.cache import KeyValueCache
 from lmtrain.model.generation import encode, read_into_cache, require_ids
 
+MAX_BEAMS = 1000
+"""More find nothing better, and take memory and time without a word."""
+
 
 @torch.inference_mode()
 def beam_search(
@@ -41,7 +44,7 @@ def beam_search(
         ConfigError: a prompt or source cannot be read, or a number is out of range.
         RunError: the model's logits are not finite.
     """
-    require(num_beams >= 1, f"num_beams must be at least 1, got {num_beams}")
+    require(1 <= num_beams <= MAX_BEAMS, f"the number of beams must lie between 1 and {MAX_BEAMS:,}, got {num_beams:,}")
     require(max_new_tokens >= 0, f"max_new_tokens must not be negative, got {max_new_tokens}")
     require(math.isfinite(length_penalty), f"length_penalty must be finite, got {length_penalty}")
     require_ids(model, [*prompts, *(sources or ())])

@@ -44,7 +44,7 @@ class Sampling:
         )
         require(
             self.top_k is None or self.top_k >= 1,
-            f"top_k must be at least 1, got {self.top_k}; leave it out to draw from every token",
+            f"top_k must be at least 1, got {self.top_k}; to draw from every token give all, in Python None",
         )
         require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}; 1 switches it off")
         require(0 <= self.min_p <= 1, f"min_p must lie between 0 and 1, got {self.min_p}; 0 switches it off")

@@ -119,8 +119,9 @@ def test_a_search_leaves_the_model_as_it_was() -> None:
 
 
 def test_wrong_requests_are_told() -> None:
-    with pytest.raises(ConfigError, match="num_beams must be at least 1, got 0"):
-        beam_search(decoder(), [[1]], num_beams=0, max_new_tokens=3)
+    for wrong in (0, 1001):
+        with pytest.raises(ConfigError, match=f"beams must lie between 1 and 1,000, got {wrong:,}"):
+            beam_search(decoder(), [[1]], num_beams=wrong, max_new_tokens=3)
     with pytest.raises(ConfigError, match="at least one token"):
         beam_search(decoder(), [[]], num_beams=2, max_new_tokens=3)
     model = decoder()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from lmtrain.model.huggingface.reading import open_model
 from lmtrain.model.huggingface.writing import write_model
 from lmtrain.model.sampling import GREEDY
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 

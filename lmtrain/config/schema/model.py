@@ -78,6 +78,10 @@ class TransformerConfig(ModelConfig):
             f"model.rope_factor={self.rope_factor} needs model.rope_scaling=linear or ntk",
         )
         require(
+            not scaled or self.rope_factor > 1,
+            f"model.rope_scaling={self.rope_scaling} needs model.rope_factor above 1, got {self.rope_factor}",
+        )
+        require(
             self.rope_scaling != "ntk" or self.head_dim > 2,
             f"model.rope_scaling=ntk needs heads wider than 2, got d_model / num_heads = {self.head_dim}",
         )

@@ -43,6 +43,10 @@ class NewerFormatError(CheckpointError):
     """A checkpoint of a later version of the program: sound, but not for us to read."""
 
 
+class WeightsOnlyError(CheckpointError):
+    """A checkpoint of a model that was exported: sound, but not to train on from where it was."""
+
+
 class RunError(LmtrainError):
     """The run was made and did not succeed."""
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmtrain.errors import CheckpointError, NewerFormatError, RunError
+from lmtrain.errors import CheckpointError, NewerFormatError, RunError, WeightsOnlyError
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class CheckpointFolder:
     def load(self, name: str = "last", *, weights_only: bool = False) -> Checkpoint:
         """Read `last`, `best` or a step's folder, checking the sum of each file that is read.
 
-        `weights_only`: not what only training needs. Raises CheckpointError, also NewerFormatError.
+        `weights_only`: not what only training needs. Raises CheckpointError; NewerFormatError, WeightsOnlyError.
         """
         folder = self.folder / name
         self.require_not_removed()
@@ -161,7 +161,7 @@ class CheckpointFolder:
                 )
             sums = manifest["sha256"]
             if set(sums) == {MODEL, META} and not weights_only:
-                raise CheckpointError(
+                raise WeightsOnlyError(
                     f"{folder} holds weights only, nothing to resume from: start from them with "
                     f"init_from={self.folder.parent}"
                 )
@@ -201,13 +201,13 @@ class CheckpointFolder:
     def load_newest(self, *, weights_only: bool = False) -> Checkpoint:
         """Read the newest checkpoint that is sound, warning of damaged ones; see `load`.
 
-        Raises CheckpointError if none is, NewerFormatError if one that would be used has a newer format.
+        Raises CheckpointError if none is, NewerFormatError or WeightsOnlyError if one that would be used is of those.
         """
         folders = sorted(self.folder.glob("step_*"), reverse=True)
         for folder in folders:
             try:
                 return self.load(folder.name, weights_only=weights_only)
-            except NewerFormatError:
+            except (NewerFormatError, WeightsOnlyError):
                 raise
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)

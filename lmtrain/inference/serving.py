@@ -45,11 +45,10 @@ EXAMPLE_LENGTH = 40  # characters
 _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 """Of MLflow, unless the user set it."""
 
-log = logging.getLogger(__name__)
-
-
 _PARAM_TYPES = {"float": "double", "int": "long", "bool": "boolean"}
 """Annotation → type in MLflow."""
+
+log = logging.getLogger(__name__)
 
 
 def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> Exported:
@@ -68,7 +67,7 @@ def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> 
     to = to.expanduser().resolve()
     require_free(to)
     trained = load_model(run, checkpoint=checkpoint, device="cpu")
-    with appearing_whole(to) as draft, tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as apart:
+    with appearing_whole(to) as draft, tempfile.TemporaryDirectory() as apart:
         slim = RunDir(Path(apart) / RUN)
         _copy(trained, RunDir(run), slim)
         _save(slim, draft, chat=knows_roles(trained.tokenizer))

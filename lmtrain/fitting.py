@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lmtrain.config.presets import sized_presets
-from lmtrain.config.schema import AutoModelConfig, ExperimentConfig, TransformerConfig
+from lmtrain.config.schema import AutoModelConfig, ExperimentConfig, NoTrackingConfig, TransformerConfig
 from lmtrain.errors import HardwareError
 from lmtrain.hardware import choose_format, total_memory
 from lmtrain.training.activations import Workload
@@ -16,6 +16,9 @@ from lmtrain.training.precision import Precision
 
 MEMORY_OF = {"cpu": "main memory", "cuda": "GPU memory", "mps": "GPU memory"}
 """How a device's memory is called."""
+
+MLFLOW_BYTES = int(0.2 * 2**30)
+"""Main memory that MLflow takes, measured."""
 
 CPU = torch.device("cpu")
 
@@ -39,7 +42,8 @@ def training_memory(
         separate_documents=config.data.batches == "packed_documents",
         plain_loss=config.trainer.label_smoothing == 0 and config.trainer.z_loss == 0,
     )
-    return TrainingMemory(work=work, optimizer=config.optimizer)
+    tracked = device.type == "cpu" and not isinstance(config.tracking, NoTrackingConfig)
+    return TrainingMemory(work=work, optimizer=config.optimizer, beside_training=MLFLOW_BYTES if tracked else 0)
 
 
 @dataclass(frozen=True)

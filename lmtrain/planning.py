@@ -19,9 +19,6 @@ from lmtrain.model.sizing import ParameterCount, flops_per_token
 from lmtrain.session import count_steps, train_batches
 from lmtrain.training.footprint import Footprint, TrainingMemory
 
-USABLE = {"cpu": 1.0, "cuda": 0.95, "mps": 0.95}
-"""Share of a device's memory that tensors can have; the rest is lost in gaps between them."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -92,7 +89,6 @@ def make_plan(config: ExperimentConfig) -> Plan:
     settled, choice = settle_model(config, vocab_size=vocab_size, device=device)
     model = settled.model
     assert isinstance(model, TransformerConfig)
-    found = available_memory() if device.type == "cpu" else total_memory(device)
     return Plan(
         config=settled,
         model=model,
@@ -103,7 +99,7 @@ def make_plan(config: ExperimentConfig) -> Plan:
         budget=plan_budget(settled, data),
         flops_per_token=flops_per_token(model, vocab_size, config.data.seq_len),
         memory=training_memory(settled, model, vocab_size=vocab_size, device=device),
-        room=USABLE[device.type] * found,
+        room=available_memory() if device.type == "cpu" else total_memory(device),
     )
 
 

@@ -12,7 +12,13 @@ from torch import nn
 from lmtrain import hardware
 from lmtrain.data.batches import Batch
 from lmtrain.errors import HardwareError
-from lmtrain.hardware import available_memory, choose_format, memory_left_in_control_groups, require_format
+from lmtrain.hardware import (
+    available_memory,
+    choose_format,
+    memory_left_in_control_groups,
+    require_format,
+    total_memory,
+)
 from lmtrain.training.precision import Precision, bf16_speedup
 
 BATCH = Batch(torch.zeros((1, 5), dtype=torch.int64), torch.zeros((1, 5), dtype=torch.int64), num_targets=5)
@@ -140,6 +146,17 @@ def test_the_tightest_control_group_counts(monkeypatch: pytest.MonkeyPatch, tmp_
     assert list(memory_left_in_control_groups(root, own)) == [1000 - (700 - 200), 5000 - (900 - 200)]
     monkeypatch.setattr(hardware, "memory_left_in_control_groups", lambda: [500.0])
     assert available_memory() == 500.0
+
+
+def test_all_memory_is_that_of_the_machine_within_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else takes of it now."""
+    monkeypatch.setattr(hardware, "_control_groups", lambda: iter(()))
+    monkeypatch.setattr(hardware, "_addresses_left", lambda: iter(()))
+    assert total_memory(CPU) == psutil.virtual_memory().total
+    monkeypatch.setattr(hardware, "_control_groups", lambda: iter([(5000, 4000), (7000, 10)]))
+    assert total_memory(CPU) == 5000
+    monkeypatch.setattr(hardware, "_addresses_left", lambda: iter([-3.0]))
+    assert total_memory(CPU) == 0
 
 
 def test_without_control_groups_nothing_limits(tmp_path: Path) -> None:

@@ -49,9 +49,12 @@ On a GPU that is its context, the kernels, and the workspace of matrix products.
 GAPS = {"cpu": 0.25, "cuda": 0.05, "mps": 0.05}
 """What the allocator holds between tensors, as a share of these.
 
-On CPUs measured, as resident memory beside what tensors take: 6 % to 47 %. The C library keeps what is freed in pieces
-below 32 MiB for itself, and the smaller the pieces that come and go, the more of it.
+On CPUs measured, as resident memory beside what tensors take. The C library keeps what is freed in pieces below 32 MiB
+for itself: the smaller the pieces that come and go, the more of it.
 """
+
+GAPS_WITH_CHECKPOINTING = {**GAPS, "cpu": 0.4}
+"""... when activations come and go block by block."""
 
 MOST_SEQUENCES = 2**30
 
@@ -223,7 +226,8 @@ class TrainingMemory:
             "checkpoint copy": self.checkpoint_bytes if device == "cpu" else 0,
             **moment,
         }
-        gaps = int(GAPS[device] * sum(tensors.values()))
+        share = (GAPS if self.work.checkpointing == "none" else GAPS_WITH_CHECKPOINTING)[device]
+        gaps = int(share * sum(tensors.values()))
         return tensors | {"allocator's gaps": gaps, "program": PROGRAM_BYTES[device] + self.beside_training}
 
     @cached_property

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -28,6 +29,8 @@ from lmtrain.tracking.environment import describe_environment, git_state
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 CONFIDENCE = 0.95  # of every interval
+FOLDERS = re.compile(r"(?:(?<![^\s='\"])|(?<=sqlite:///))(/[^/\s'\"]+)/(?:[^/\s'\"]+/)*")
+"""What may be those of an absolute path; addresses have something before their slashes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +147,23 @@ def publish(
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{content['date']}_{name}.json"
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(without_folders(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written to {path.relative_to(ROOT)}")
     return 0 if all(figure.reached for figure in figures) else 1
+
+
+def without_folders(content: Any) -> Any:
+    """The same with every absolute path by its last name: where it lay on one machine is nobody's business.
+
+    Text that only looks like a path, as a young model writes it, stays: nothing lies there.
+    """
+    if isinstance(content, Mapping):
+        return {key: without_folders(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_folders(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    return FOLDERS.sub(lambda found: "" if Path(found[1]).is_dir() else found[0], content)
 
 
 def _print_table(title: str, figures: Sequence[Figure], *, judge: bool) -> None:

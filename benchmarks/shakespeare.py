@@ -153,7 +153,6 @@ def run_ours(path: Path, seed: int, overrides: list[str], temporary: Path) -> Ou
     result = folder.read_result()
     assert result is not None
     config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    config["data"]["path"] = str(path)  # as typed
     return OurRun(
         loss=result["metrics"]["val/loss"],
         training_seconds=result["training_seconds"],

@@ -72,7 +72,6 @@ def main() -> int:
             found = json.loads(output_of(["evaluate", "run", "--split", "test", "--json", *limit], folder=folder))
             english = output_of(["generate", "run"], folder=folder, text="\n".join(SENTENCES)).splitlines()
             config = yaml.safe_load((folder / "run" / "config.yaml").read_text(encoding="utf-8"))
-        config["data"]["path"] = arguments.path.name  # results name no folders of a machine
         losses.append(found["test/loss"])
         bleus.append(found["test/bleu"])
         chrfs.append(found["test/chrf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -14,6 +15,9 @@ from filelock import FileLock, Timeout
 from lmtrain.errors import RunFolderError
 
 RESULT_ROOM = 32 * 1024  # bytes; a result takes about 3 kB
+
+PATIENCE = 0.2
+"""Seconds that a lock is waited for: one who only asks whether a folder is in use has it for an instant."""
 
 
 STUDY_FILE = "study.yaml"
@@ -40,7 +44,7 @@ class RunDir:
         self.sample = path / "sample.txt"
         self.git_diff = path / "git.diff"
         self.lock_file = path / ".lock"
-        self._lock = FileLock(self.lock_file, timeout=0)
+        self._lock = FileLock(self.lock_file, timeout=PATIENCE)
 
     def __str__(self) -> str:
         """The path for messages: from the working folder if it is below, to be pasted into the next command."""
@@ -72,6 +76,22 @@ class RunDir:
         except OSError as error:
             raise RunFolderError(f"cannot write to {self.path}: {error.strerror}") from error
 
+    def in_use(self) -> bool:
+        """Whether a process has the lock at this moment. Creates nothing, and needs no leave to write."""
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(descriptor)  # and the lock with it
+        return False
+
     def unlock(self) -> None:
         """Let others in again."""
         self._lock.release()
@@ -83,11 +103,15 @@ class RunDir:
             write_atomically(self.path / name, text)
 
     def read_result(self) -> dict[str, Any] | None:
-        """What `result.json` says, or None if the run has not ended."""
+        """What `result.json` says, or None if the run has not ended. Raises RunFolderError if it is damaged."""
         try:
-            result: dict[str, Any] = json.loads(self.result.read_text())
+            result = json.loads(self.result.read_bytes())
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.result} cannot be read: {error}") from error
+        if not isinstance(result, dict) or "status" not in result:
+            raise RunFolderError(f"{self.result} is damaged: it does not say how the run ended")
         return result
 
     def reserve_result(self) -> None:

@@ -19,7 +19,7 @@ LAYERS = [
     ("errors", "machine", "origin", "redaction"),
     ("config", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
-    ("initial_weights", "fitting"),
+    ("initial_weights", "fitting", "reading"),
     ("session", "inference"),
     ("run", "planning"),
     ("sweep",),

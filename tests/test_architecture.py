@@ -17,7 +17,7 @@ MODULES = {
 # Rooms from the bottom up; a module imports from its own room and from those before it.
 LAYERS = [
     ("errors", "machine", "origin", "redaction"),
-    ("config", "run_dir"),
+    ("config", "new_folder", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
     ("initial_weights", "fitting", "reading"),
     ("session", "inference"),

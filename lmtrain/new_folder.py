@@ -1,4 +1,4 @@
-"""A folder for what is exported: there whole, or not at all. Knows nothing of what is in it."""
+"""A folder for what is exported or stored: there whole, or not at all. Knows nothing of what is in it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def status(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from lmtrain.sweep.reading import StudyReader
     from lmtrain.sweep.tables import running_table
-    from lmtrain.sweep.view import StudyView, output, show_results
+    from lmtrain.sweep.terminal import output
+    from lmtrain.sweep.view import StudyView, show_results
 
     reader = StudyReader.open(options.folder, options.storage)
     if options.watch:

@@ -9,9 +9,10 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial
 
 from lmtrain.config.search_space import describe
-from lmtrain.sweep.reading import ReadStudy, short_value, status_of
+from lmtrain.sweep.reading import ReadStudy, status_of
 from lmtrain.sweep.scales import Scale, scales_of
 from lmtrain.sweep.study import outcome_of
+from lmtrain.sweep.wording import short_value
 
 EDGE = 0.05
 """An optimum in this share of a range, at either end, counts as lying at its end."""

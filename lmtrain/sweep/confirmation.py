@@ -1,6 +1,7 @@
 """What reruns of the best settings show: means with intervals, and what cannot be told apart.
 
-Owns the statistics and how they are told: a table, `confirm.csv`, a picture. How reruns come about is in `confirm`.
+Owns how they are told: a table, `confirm.csv`, a picture. The arithmetic is in `statistics`, how reruns come about in
+`confirm`.
 """
 
 from __future__ import annotations
@@ -14,42 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from lmtrain.run_dir import STUDY_FILE
-from lmtrain.sweep.comparison import WIDTH_OF_A_LOG
 from lmtrain.sweep.confirm import CONFIRM_FOLDER, SEED, TRIAL
-from lmtrain.sweep.reading import ReadStudy, kind_of, read_study, short_names, short_value
+from lmtrain.sweep.reading import ReadStudy, kind_of, read_study
+from lmtrain.sweep.statistics import BEST, LEVEL, TIED, Interval, Judgement, judge, judge_alone
 from lmtrain.sweep.storage import is_url
+from lmtrain.sweep.terminal import new_table, output
+from lmtrain.sweep.wording import short_names, short_value
 from lmtrain.tracking.drawing import BLUE, GREY, INK, VERMILION, new_figure, save_figure
-
-LEVEL = 0.95
-"""Of the intervals."""
-
-BEST, TIED, WORSE = "best", "not distinguishable from the best", "worse"
-UNSTABLE, UNKNOWN = "not every run came to its end", "too few runs"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean and how well it is known: Student's t, two-sided."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval | None:
-        """None of fewer than two values."""
-        if len(values) < 2:
-            return None
-        from scipy import stats
-
-        mean = statistics.fmean(values)
-        half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-        return cls(mean=mean, low=mean - half, high=mean + half)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,26 +65,16 @@ class Confirmation:
         """Those that a run came to its end with, in order."""
         return sorted({seed for candidate in self.candidates for seed in candidate.values})
 
-    def difference(self, candidate: Candidate) -> Interval | None:
-        """How much higher it is than the best, from the seeds that both have (paired)."""
-        common = candidate.values.keys() & self.best.values.keys()
-        return Interval.of([candidate.values[seed] - self.best.values[seed] for seed in sorted(common)])
-
-    def verdict(self, candidate: Candidate) -> str:
-        """BEST, TIED, WORSE, UNSTABLE or UNKNOWN."""
-        difference = self.difference(candidate)
-        if candidate.mishaps:
-            return UNSTABLE
-        if difference is None:
-            return UNKNOWN
-        if candidate is self.best:
-            return BEST
-        return TIED if difference.low <= 0 <= difference.high else WORSE
+    @cached_property
+    def judgements(self) -> dict[int, Judgement]:
+        """Trial → how it compares with the best."""
+        found = [judge_alone(self.best), *judge(self.best, self.candidates[1:])]
+        return {candidate.trial: one for candidate, one in zip(self.candidates, found, strict=True)}
 
     def conclusions(self) -> list[str]:
         """What follows, in sentences."""
         best = self.best
-        verdicts = {candidate.trial: self.verdict(candidate) for candidate in self.candidates}
+        verdicts = {trial: judgement.verdict for trial, judgement in self.judgements.items()}
         if verdicts[best.trial] != BEST:
             return [f"No setting can be confirmed: {verdicts[best.trial]}."]
         tied = [trial for trial, verdict in verdicts.items() if verdict == TIED]
@@ -189,28 +152,27 @@ def show_confirmation(folder: Path, storage: str) -> None:
 
 def print_confirmation(confirmation: Confirmation) -> None:
     """Print table and conclusions."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_A_LOG
+    console = output()
     names = short_names(_parameters(confirmation))
     seeds = " ".join(map(str, confirmation.seeds))
     title = (
         f"the best {len(confirmation.candidates)} again, seeds {seeds}: {confirmation.objective}, {LEVEL:.0%} intervals"
     )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("trial", *names.values(), "in the study", "mean", "interval", "above the best"):
+    table = new_table(title)
+    for heading in ("trial", *names.values(), "in the study", "mean", "interval", "above the best", "p"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for candidate in confirmation.candidates:
-        verdict = confirmation.verdict(candidate)
+        judgement = confirmation.judgements[candidate.trial]
         table.add_row(
             str(candidate.trial),
             *(short_value(candidate.params.get(name, "")) for name in names),
             f"{candidate.study_value:.4f}",
             f"{candidate.mean:.4f}" if candidate.values else "",
             _span(candidate.interval, ".4f"),
-            "" if candidate is confirmation.best else _span(confirmation.difference(candidate), "+.4f"),
-            _ends(candidate) if candidate.mishaps else verdict,
+            _span(judgement.difference, "+.4f"),
+            "" if judgement.p_value is None else f"{judgement.p_value:.2g}",
+            _ends(candidate) if candidate.mishaps else judgement.verdict,
             style="bold" if candidate is confirmation.best else None,
         )
     console.print(table)
@@ -224,18 +186,20 @@ def write_confirmation(confirmation: Confirmation, folder: Path) -> list[Path]:
     parameters, seeds = _parameters(confirmation), confirmation.seeds
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        spans = ("mean", "low", "high", "difference", "difference_low", "difference_high")
+        spans = ("mean", "low", "high", "difference", "difference_low", "difference_high", "p_value")
         writer.writerow(["trial", *parameters, "study_value", *spans, "verdict", *(f"seed_{seed}" for seed in seeds)])
         for candidate in confirmation.candidates:
-            own, paired = candidate.interval, confirmation.difference(candidate)
+            own, judgement = candidate.interval, confirmation.judgements[candidate.trial]
+            above = judgement.difference
             writer.writerow(
                 [
                     candidate.trial,
                     *(candidate.params.get(name) for name in parameters),
                     candidate.study_value,
                     *((own.mean, own.low, own.high) if own else (None, None, None)),
-                    *((paired.mean, paired.low, paired.high) if paired else (None, None, None)),
-                    confirmation.verdict(candidate),
+                    *((above.mean, above.low, above.high) if above else (None, None, None)),
+                    judgement.p_value,
+                    judgement.verdict,
                     *(candidate.values.get(seed, candidate.mishaps.get(seed)) for seed in seeds),
                 ]
             )
@@ -250,7 +214,8 @@ def _draw(confirmation: Confirmation, path: Path) -> Path:
     figure.set_figheight(1.5 + 0.75 * len(confirmation.candidates))
     labels = []
     for place, candidate in enumerate(confirmation.candidates):
-        colour = BLUE if confirmation.verdict(candidate) in (BEST, TIED) else GREY
+        verdict = confirmation.judgements[candidate.trial].verdict
+        colour = BLUE if verdict in (BEST, TIED) else GREY
         first = place == 0
         axes.scatter(
             list(candidate.values.values()),
@@ -276,7 +241,7 @@ def _draw(confirmation: Confirmation, path: Path) -> Path:
             label="in the study" if first else None,
         )
         settings = ", ".join(f"{short} {short_value(candidate.params[name])}" for name, short in names.items())
-        labels.append(f"trial {candidate.trial}: {confirmation.verdict(candidate)}\n{settings}")
+        labels.append(f"trial {candidate.trial}: {verdict}\n{settings}")
     axes.set_yticks(range(len(labels)), labels, fontsize=8, color=INK)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_xlabel(confirmation.objective)

@@ -25,15 +25,13 @@ from lmtrain.sweep.sampling import SamplerPerTrial
 from lmtrain.sweep.setup import first_evaluation, random_points, token_budget
 from lmtrain.sweep.storage import is_url
 from lmtrain.sweep.study import ENDED, StudyPlan
+from lmtrain.sweep.terminal import WIDTH_OF_A_LOG
 
 MAX_POINTS = 5
 """First points of a study that are shown; all go into the estimates."""
 
 MAX_RUNS = 40
 """Runs of a grid that are shown."""
-
-WIDTH_OF_A_LOG = 120
-"""Columns of what goes to a file."""
 
 Settings = ExperimentConfig | str
 """Of a point; a text says why it cannot be run."""

@@ -18,7 +18,7 @@ from lmtrain.errors import ConfigError, RunFolderError
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.reading import ReadStudy, status_of
 from lmtrain.sweep.study import attempts_of
-from lmtrain.sweep.tables import short_count, short_score
+from lmtrain.sweep.wording import short_count, short_score
 
 _NOT_OF_THE_RESULT = ("tracking", "resume", "force", "sweep")
 """Where a run is logged, and how it was asked for."""

@@ -10,8 +10,7 @@ import json
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -245,18 +244,6 @@ def seconds_of(trial: FrozenTrial) -> float:
     seconds = math.fsum(attempt["ended"] - attempt["begun"] for attempt in attempts_of(trial))
     lease = lease_of(trial)
     return seconds + (time.time() - lease.begun if lease is not None and status_of(trial) == "running" else 0.0)
-
-
-def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Parameter → its last part, `weight_decay` for `optimizer.weight_decay`, where that is unique."""
-    last = {name: name.lstrip("+").split("@")[0].rsplit(".", 1)[-1] for name in names}
-    uses = Counter(last.values())
-    return {name: short if uses[short] == 1 else name for name, short in last.items()}
-
-
-def short_value(value: object) -> str:
-    """A parameter for people: numbers to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _last_record(path: Path) -> dict[str, Any]:

@@ -27,9 +27,10 @@ from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.advice import advise
 from lmtrain.sweep.confirmation import Confirmation, read_confirmation, write_confirmation
 from lmtrain.sweep.pictures import Picture, draw_study
-from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, reader_of, seconds_of, short_names, short_value, status_of
+from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, reader_of, seconds_of, status_of
 from lmtrain.sweep.study import StudyPlan, attempts_of, outcome_of
-from lmtrain.sweep.tables import short_count, short_score, summary
+from lmtrain.sweep.tables import summary
+from lmtrain.sweep.wording import short_count, short_names, short_score, short_value
 from lmtrain.tracking.background import one_line
 from lmtrain.tracking.mlflow import finish_parent
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from lmtrain.sweep.reading import ReadStudy, short_names
-from lmtrain.sweep.tables import short_count
+from lmtrain.sweep.reading import ReadStudy
+from lmtrain.sweep.wording import short_count, short_names
 from lmtrain.tracking.drawing import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:

@@ -7,14 +7,15 @@ import statistics
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
-from rich import box
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, seconds_of, short_names, short_value, status_of
+from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, seconds_of, status_of
 from lmtrain.sweep.study import lease_of, outcome_of
+from lmtrain.sweep.terminal import new_table
+from lmtrain.sweep.wording import short_count, short_names, short_score, short_value
 
 NOBODY = "nobody works on it; the same command goes on"
 
@@ -59,7 +60,7 @@ def running_table(study: ReadStudy, *, width: int, max_rows: int | None = None) 
     running = study.running
     shown = running if max_rows is None else running[: max(1, max_rows)]
     budget = "" if study.budget_tokens is None else f" · {short_count(study.budget_tokens)} tokens a trial"
-    table = _table(f"{study.name}{budget}")
+    table = new_table(f"{study.name}{budget}")
     parameters = _Parameters(study, shown, width)
     for heading in ("trial", "worker"):
         table.add_column(heading, justify="right")
@@ -87,7 +88,7 @@ def results_table(study: ReadStudy, *, width: int) -> RenderableType:
     front = {trial.number for trial in study.pareto} if len(study.objectives) > 1 else set()
     best = {study.best.number} if study.best is not None else set()
     parameters = _Parameters(study, ended, width)
-    table = _table(f"{study.name}: {len(ended)} {'trial' if len(ended) == 1 else 'trials'} by {study.objectives[0]}")
+    table = new_table(f"{study.name}: {len(ended)} {'trial' if len(ended) == 1 else 'trials'} by {study.objectives[0]}")
     table.add_column("trial", justify="right")
     table.add_column("status")
     parameters.add_columns(table)
@@ -127,18 +128,6 @@ def parameters_in_a_line(study: ReadStudy, trial: FrozenTrial) -> str:
     """`lr 0.0031, batch_size 8`."""
     names = short_names(study.parameters)
     return ", ".join(f"{names[name]} {short_value(value)}" for name, value in trial.params.items())
-
-
-def short_score(value: float) -> str:
-    """An objective: four decimals, or whole if large."""
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def short_count(number: int) -> str:
-    """`2,048`, `102k`, `1.5M`."""
-    if number < 10_000:
-        return f"{number:,}"
-    return f"{number / 1e3:.0f}k" if number < 1e6 else f"{number / 1e6:,.1f}M"
 
 
 class _Parameters:
@@ -219,7 +208,3 @@ def _worker(trial: FrozenTrial, *, with_host: bool) -> Text:
 
 def _bar(tokens: int, budget: int, width: int) -> ProgressBar:
     return ProgressBar(budget, min(tokens, budget), width=10 if width < 100 else 24)
-
-
-def _table(title: str) -> Table:
-    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)

@@ -21,6 +21,7 @@ from rich.text import Text
 from lmtrain.run_dir import RunDir
 from lmtrain.sweep.reading import ReadStudy, StudyReader, kind_of
 from lmtrain.sweep.tables import results_table, running_table, standing, summary, trial_line
+from lmtrain.sweep.terminal import output
 from lmtrain.tracking.background import one_line
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,6 @@ MAX_SHARE = 0.008
 """Of a core's time that looking may take; where a look takes long, because of many workers, there are fewer."""
 LONGEST_LAST_LOOK_SECONDS = 10.0
 """How long the end waits for a storage that does not answer."""
-
-WIDTH_OF_A_LOG = 120
-"""Columns of a table that goes to a file."""
 
 _LINES_OF_NO_TRIAL = 8  # of the live table
 _WORTH_A_LINE = ("failed", "infeasible", "diverged")  # where the table tells of the rest
@@ -133,14 +131,6 @@ def show_results(study: ReadStudy) -> None:
         console.print(results_table(study, width=console.width))
     console.print(Text(summary(study)), soft_wrap=True)
     console.print(Text(f"sweep folder {RunDir(study.folder)}"), soft_wrap=True)
-
-
-def output() -> Console:
-    """Standard output, wide enough for a table if it is a file."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH_OF_A_LOG
-    return console
 
 
 class _Live(Live):

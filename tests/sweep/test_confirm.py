@@ -24,8 +24,9 @@ from lmtrain.errors import ConfigError
 from lmtrain.run import RunResult, StudyJudge
 from lmtrain.sweep import confirmation as shown
 from lmtrain.sweep.confirm import best_distinct, confirm_best, new_seeds, require_confirmable
-from lmtrain.sweep.confirmation import Candidate, Confirmation, Interval, read_confirmation, write_confirmation
+from lmtrain.sweep.confirmation import Candidate, Confirmation, read_confirmation, write_confirmation
 from lmtrain.sweep.coordinator import open_study
+from lmtrain.sweep.statistics import BEST, TIED, UNSTABLE, WORSE
 from lmtrain.sweep.storage import journal_path
 from lmtrain.sweep.study import SharedStudy, StudyPlan
 from lmtrain.sweep.worker import Train, work
@@ -46,14 +47,6 @@ def confirmation(*candidates: Candidate) -> Confirmation:
     return Confirmation(study="s", objective="val/loss", num_compared=12, candidates=candidates)
 
 
-def test_an_interval_is_students() -> None:
-    # By hand: s = 1.2910, s/√4 = 0.6455, t(0.975; 3) = 3.1824, half the width 2.0543.
-    found = Interval.of([1.0, 2.0, 3.0, 4.0])
-    assert found is not None
-    assert (found.mean, found.low, found.high) == pytest.approx((2.5, 0.445740, 4.554260), abs=1e-6)
-    assert Interval.of([1.0]) is None
-
-
 def test_candidates_are_compared_seed_by_seed() -> None:
     """Seeds move all alike here: the intervals overlap widely, the paired difference is sure."""
     best, other = candidate(3, 1.0, 2.0, 3.0), candidate(5, 1.1, 2.12, 3.11)
@@ -62,10 +55,10 @@ def test_candidates_are_compared_seed_by_seed() -> None:
     assert other.interval is not None
     assert other.interval.low < best.interval.high
     # By hand: differences 0.10 0.12 0.11, mean 0.11, s/√3 = 0.0057735, t(0.975; 2) = 4.302653.
-    paired = found.difference(other)
+    paired = found.judgements[5].difference
     assert paired is not None
     assert (paired.mean, paired.low, paired.high) == pytest.approx((0.11, 0.085159, 0.134841), abs=1e-6)
-    assert [found.verdict(one) for one in (best, other)] == [shown.BEST, shown.WORSE]
+    assert [one.verdict for one in found.judgements.values()] == [BEST, WORSE]
     first, second = found.conclusions()
     assert first.startswith("Trial 3 wins: val/loss 2.0000 (-0.4841 … 4.4841) over 3 seeds")
     assert "was the lowest of 12" in second
@@ -74,14 +67,14 @@ def test_candidates_are_compared_seed_by_seed() -> None:
 
 def test_what_cannot_be_told_apart_is_said() -> None:
     found = confirmation(candidate(3, 1.0, 2.0, 3.0), candidate(5, 1.5, 1.8, 3.3), candidate(4, 2.0, 1.8, 3.6))
-    assert [found.verdict(one) for one in found.candidates[1:]] == [shown.TIED] * 2
+    assert [one.verdict for one in found.judgements.values()] == [BEST, TIED, TIED]
     assert "trials 4 and 5 cannot be told apart from it" in found.conclusions()[0]
 
 
 def test_settings_that_do_not_always_train_never_win() -> None:
     fragile = candidate(3, 1.0, 1.1, mishaps={3: "diverged"})
     found = confirmation(candidate(5, 1.5, 1.6, 1.7), fragile)
-    assert found.verdict(fragile) == shown.UNSTABLE
+    assert found.judgements[3].verdict == UNSTABLE
     assert found.conclusions()[0].startswith("Trial 5 wins")
     assert confirmation(fragile).conclusions() == ["No setting can be confirmed: not every run came to its end."]
     assert confirmation(candidate(1, 2.0)).conclusions() == ["No setting can be confirmed: too few runs."]
@@ -176,7 +169,7 @@ def test_the_best_distinct_settings_are_run_again_with_the_same_seeds(
         (4, pytest.approx(0.09)),
     ]
     assert found.candidates[0].values == {1: pytest.approx(0.011), 2: pytest.approx(0.012)}
-    assert [found.verdict(one) for one in found.candidates] == [shown.BEST, shown.WORSE]
+    assert [one.verdict for one in found.judgements.values()] == [BEST, WORSE]
 
 
 def test_asking_again_runs_what_is_new_only(tmp_path: Path, settings: ExperimentConfig) -> None:
@@ -248,7 +241,7 @@ def test_files_hold_every_number(
     assert picture.read_bytes().startswith(b"\x89PNG")
     with table.open(newline="", encoding="utf-8") as file:
         best, other = csv.DictReader(file)
-    assert (best["trial"], best["x"], best["verdict"], best["difference"]) == ("0", "0.1", "best", "0.0")
+    assert (best["trial"], best["x"], best["verdict"], best["difference"]) == ("0", "0.1", "best", "")
     assert [float(other[f"seed_{seed}"]) for seed in (1, 2, 3)] == pytest.approx([0.091, 0.092, 0.093])
     capsys.readouterr()
     shown.print_confirmation(found)

@@ -13,10 +13,10 @@ from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import DecoderConfig, ExperimentConfig
 from lmtrain.data.tokenizer import PAD, TURN_END, huggingface_files, load_tokenizer
 from lmtrain.errors import ConfigError, UsageError
-from lmtrain.new_folder import appearing_whole, require_free
 from lmtrain.inference.trained import load_model
 from lmtrain.model.huggingface.choice import FORMATS, nearest_format
 from lmtrain.model.huggingface.formats import Format
+from lmtrain.new_folder import appearing_whole, require_free
 from lmtrain.run_dir import OWN_TOKENIZER, RunDir
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -21,9 +21,9 @@ from lmtrain.data.records import ROLES, Message, Role
 from lmtrain.errors import RunError
 from lmtrain.inference.chat import encode_turns, knows_roles
 from lmtrain.inference.export import Exported
-from lmtrain.new_folder import appearing_whole, require_free
 from lmtrain.inference.settings import GenerationSettings, continue_prompts, fit_prompts
 from lmtrain.inference.trained import TrainedModel, load_model
+from lmtrain.new_folder import appearing_whole, require_free
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.background import one_line

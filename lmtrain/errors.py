@@ -47,6 +47,14 @@ class WeightsOnlyError(CheckpointError):
     """A checkpoint of a model that was exported: sound, but not to train on from where it was."""
 
 
+class ModelStoreError(UsageError):
+    """A model store, or a model in one, cannot be used: it is missing, damaged or refuses."""
+
+
+class ModelNotFoundError(ModelStoreError):
+    """A model store holds no such model."""
+
+
 class RunError(LmtrainError):
     """The run was made and did not succeed."""
 

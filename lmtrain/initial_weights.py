@@ -1,4 +1,4 @@
-"""What `init_from` names → the weights that a run begins with: a run folder, or a model folder of transformers.
+"""What `init_from` names → the weights that a run begins with: of a run, of a stored model, or of one of transformers.
 
 Weights mean what they meant only in the same architecture and with the same tokenizer; anything else is refused.
 """
@@ -21,6 +21,8 @@ from lmtrain.data.tokenizer import Tokenizer, huggingface_files, load_tokenizer
 from lmtrain.errors import DataError, RunFolderError, UsageError
 from lmtrain.model.huggingface.reading import is_model_folder, open_model
 from lmtrain.run_dir import OWN_TOKENIZER, RunDir
+from lmtrain.store.entry import is_entry, require_sound
+from lmtrain.store.opening import FoundRun, find_run
 from lmtrain.training.checkpoint import CheckpointFolder, load_weights
 
 log = logging.getLogger(__name__)
@@ -45,13 +47,24 @@ class _Origin:
     load_into: Callable[[nn.Module], None]
 
 
+def name_version(config: ExperimentConfig) -> ExperimentConfig:
+    """With the version of a stored model of which `init_from` gives the name: a repetition starts from the same.
+
+    Raises UsageError if there is no such model.
+    """
+    if config.init_from is None or _is_of_transformers(Path(config.init_from).expanduser()):
+        return config
+    id = _find(config).id
+    return config if id is None else dataclasses.replace(config, init_from=str(id))
+
+
 def load_initial_weights(model: nn.Module, config: ExperimentConfig, data: PreparedData) -> None:
     """Copy the weights that `init_from` names, the newest of a run, into a model.
 
     Raises UsageError unless architecture and tokenizer are the same, naming every setting that is not.
     """
     assert config.init_from is not None
-    origin = _open(Path(config.init_from).expanduser(), config.model)
+    origin = _open(config)
     reasons, words = _compare_architecture(origin, config)
     if not _same_tokenizer(origin, data.tokenizer):
         theirs, word = _name_tokenizer(origin)
@@ -66,13 +79,32 @@ def load_initial_weights(model: nn.Module, config: ExperimentConfig, data: Prepa
     origin.load_into(model)
 
 
-def _open(folder: Path, here: ModelConfig) -> _Origin:
+def _is_of_transformers(folder: Path) -> bool:
+    return not RunDir(folder).is_run() and is_model_folder(folder)
+
+
+def _find(config: ExperimentConfig) -> FoundRun:
+    """Raises UsageError if there is neither a run nor a stored model of that name."""
+    assert config.init_from is not None
+    try:
+        return find_run(config.init_from, config.model_store)
+    except RunFolderError as error:
+        raise RunFolderError(
+            f"init_from={config.init_from}: {error}; a model folder of transformers would hold config.json"
+        ) from error
+
+
+def _open(config: ExperimentConfig) -> _Origin:
     """Raises UsageError if there is no model, or a damaged one."""
-    run = RunDir(folder)
-    if run.is_run():
+    assert config.init_from is not None
+    folder, here = Path(config.init_from).expanduser(), config.model
+    if not _is_of_transformers(folder):
+        run = RunDir(_find(config).folder)
+        if is_entry(run.path):
+            require_sound(run.path)
         architecture, seq_len = saved_model(run.config.read_text(encoding="utf-8"))
         return _Origin(
-            folder=folder,
+            folder=run.path,
             architecture=architecture,
             seq_len=seq_len,
             vocab_size=None,
@@ -80,11 +112,6 @@ def _open(folder: Path, here: ModelConfig) -> _Origin:
             load_into=lambda model: load_weights(
                 model, CheckpointFolder(run.checkpoints).load_newest(weights_only=True).model
             ),
-        )
-    if not is_model_folder(folder):
-        raise RunFolderError(
-            f"init_from={folder}: there is no run folder there (it would hold config.yaml), and no model folder of "
-            "transformers (config.json)"
         )
     stored, own_tokenizer = open_model(folder), folder / OWN_TOKENIZER
     # A model with biases that are all zero is also one without.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lmtrain.errors import RunError, RunFolderError
+from lmtrain.errors import LmtrainError, RunError, RunFolderError
 
 
 def require_free(folder: Path) -> None:
@@ -38,14 +38,19 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
             _sync(path)
         draft.rename(folder)
     except (OSError, SafetensorError) as error:
-        no_room = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        kind = RunError if no_room else RunFolderError
-        raise kind(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with suppress(OSError):
             for parent in new_parents:
                 parent.rmdir()  # unless it holds something
+
+
+def cannot_write(folder: Path, error: Exception) -> LmtrainError:
+    """What to raise for an OSError, or what safetensors raises: RunError if the disk is full, else RunFolderError."""
+    no_room = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    kind = RunError if no_room else RunFolderError
+    return kind(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}")
 
 
 def _sync(path: Path) -> None:

@@ -28,6 +28,7 @@ from lmtrain.origin import Origin
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
 from lmtrain.session import Session, build_session
+from lmtrain.store.opening import require_no_entry
 from lmtrain.tracking.environment import describe_environment, git_state
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics, truncate_after
 from lmtrain.tracking.plots import plot_run
@@ -83,7 +84,7 @@ def run_experiment(
     a signal asked to stop, RunError when the disk is full. Any other error is noted in the folder and raised again.
     """
     started = time.time()
-    folder = RunDir(run_dir)
+    folder = require_no_entry(RunDir(run_dir))
     try:
         folder.lock()
         if config.resume is not None and folder.is_run():
@@ -91,7 +92,7 @@ def run_experiment(
         resuming = _wants_to_resume(folder, config)
         # What a run began with need no longer be there: its checkpoint has other weights.
         session, data = _build(replace(config, init_from=None if resuming else config.init_from), judge)
-        config = replace(session.config, init_from=config.init_from)
+        config = replace(session.config, init_from=session.config.init_from or config.init_from)
         return _Attempt(config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

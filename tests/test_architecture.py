@@ -19,7 +19,9 @@ LAYERS = [
     ("errors", "machine", "origin", "redaction"),
     ("config", "new_folder", "run_dir"),
     ("data", "model", "tracking", "hardware", "console", "training"),
-    ("initial_weights", "fitting", "reading"),
+    ("reading",),
+    ("store",),
+    ("initial_weights", "fitting"),
     ("session", "inference"),
     ("run", "planning"),
     ("sweep",),
@@ -94,7 +96,13 @@ def test_leaves_do_not_import_the_trainer() -> None:
         ("hydra", SEAM),
         ("hydra_plugins", SEAM),
         ("omegaconf", SEAM),
-        ("mlflow", ("lmtrain.tracking.mlflow", "lmtrain.inference.serving", "lmtrain.inference.served_model")),
+        (
+            "mlflow",
+            (
+                *("lmtrain.tracking.mlflow", "lmtrain.store.registry"),
+                *("lmtrain.inference.serving", "lmtrain.inference.served_model"),
+            ),
+        ),
     ],
 )
 def test_a_library_is_known_in_one_place(library: str, allowed: tuple[str, ...]) -> None:

@@ -231,5 +231,8 @@ def test_tokenizers_that_cannot_be_compared(tmp_path: Path, folders: Path, caplo
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"there is no run folder there .*, and no model folder of transformers"):
+    with pytest.raises(
+        RunFolderError,
+        match=r"no run folder .*, and no model of a store .*; a model folder of transformers would",
+    ):
         start(tmp_path, *LLAMA)

@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "lmtrain.commands.evaluate",
     "export": "lmtrain.commands.export",
     "generate": "lmtrain.commands.generate",
+    "models": "lmtrain.commands.models",
     "plan": "lmtrain.commands.plan",
     "sweep": "lmtrain.commands.sweep",
     "verify-resume": "lmtrain.commands.verify_resume",

@@ -4,7 +4,7 @@
   lmtrain data inspect [RUN] --step N [key=value ...]  the batch of optimizer step N
   lmtrain data clean-cache [--dry-run | --yes]         delete prepared text; it is prepared again when needed
 
-The text is that of the run folder RUN, or of the settings as for training.
+The text is that of RUN, a run folder or a model of the store, or of the settings as for training.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from lmtrain.data.prepared import SPLIT_WORDS, PreparedData, PreparedSource
 from lmtrain.data.tokenizer import Tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.run_dir import RunDir
+from lmtrain.store import find_run
 
 SHOWN_TOKENS = 100
 """Of one piece of a document, without --full."""
@@ -80,9 +81,9 @@ def inspect(arguments: list[str]) -> None:
 
 
 def _split_words(words: list[str]) -> tuple[Path | None, list[str]]:
-    """A first word that sets nothing is a run folder."""
+    """A first word that sets nothing names a run."""
     if words and (("=" not in words[0] and words[0][0] not in "~+") or Path(words[0]).is_dir()):
-        return Path(words[0]), words[1:]
+        return find_run(words[0]).folder, words[1:]
     return None, words
 
 

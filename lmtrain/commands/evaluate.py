@@ -6,8 +6,9 @@
   lmtrain evaluate RUN --stride 64                 each document by itself, in windows that move on by 64 tokens
   lmtrain evaluate RUN --per-document FILE.jsonl   the loss of every document
 
-RUN is a run folder. Prints loss (nats a token), perplexity and bits per byte; of pairs also BLEU and chrF of what the
-model makes of their sources. A terminal gets a table, another program a line a number, or a JSON object (--json).
+RUN is a run folder, or a model of the store (NAME, NAME:VERSION). Prints loss (nats a token), perplexity and bits per
+byte; of pairs also BLEU and chrF of what the model makes of their sources. A terminal gets a table, another program a
+line a number, or a JSON object (--json).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from lmtrain.inference.settings import DEFAULT_BEAMS
 from lmtrain.inference.trained import TrainedModel, load_model
 from lmtrain.inference.translation import translate_text
 from lmtrain.run_dir import RunDir
+from lmtrain.store import find_run
 
 if TYPE_CHECKING:
     from lmtrain.inference.evaluation import Evaluation
@@ -52,6 +54,7 @@ def main(arguments: list[str]) -> int:
     """Print what was measured; exit status 0. Raises LmtrainError for what cannot be done."""
     options = _parser().parse_intermixed_args(arguments)
     _check(options)
+    options.run = find_run(options.run).folder
     settings = compose_evaluation(options.overrides, options.run)
     if options.stride is not None:
         settings.require_stride(options.stride)
@@ -67,7 +70,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("evaluate", __doc__)
     add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the folder of a run")
+    add("run", type=Path, metavar="RUN", help="a run folder, or NAME[:VERSION] of the model store")
     add(
         "overrides",
         nargs="*",

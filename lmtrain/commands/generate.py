@@ -5,10 +5,10 @@
   lmtrain generate RUN < FILE                  goes on with every line of standard input
   lmtrain generate RUN --chat [--system TEXT]  a conversation: a turn a line, until Ctrl-D
 
-RUN is a run folder. Of a model trained on pairs, a prompt is a source, and the likeliest target is searched for
-(--beams), unless a temperature is given. An empty prompt begins as documents do. Standard output gets the new texts,
-each with a line end after it, and nothing else; a terminal also shows their prompts. The same seed gives the same text
-again, whatever the other prompts are.
+RUN is a run folder, or a model of the store (NAME, NAME:VERSION). Of a model trained on pairs, a prompt is a source,
+and the likeliest target is searched for (--beams), unless a temperature is given. An empty prompt begins as documents
+do. Standard output gets the new texts, each with a line end after it, and nothing else; a terminal also shows their
+prompts. The same seed gives the same text again, whatever the other prompts are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("generate", __doc__)
     add, defaults = parser.add_argument, GenerationSettings()
-    add("run", type=Path, metavar="RUN", help="the folder of a run")
+    add("run", type=Path, metavar="RUN", help="a run folder, or NAME[:VERSION] of the model store")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--prompt", action="append", metavar="TEXT", help="what to go on with (default: standard input)")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same from a file, as one text")

@@ -209,7 +209,8 @@ def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
     choices = {group: job.choices[group] for group in RUN_GROUPS if group in job.choices}
     baseline = _flat(_compose_choices(tuple(sorted(choices.items()))))
     changed = {key: value for key, value in _flat(config).items() if baseline.get(key) != value}
-    return choices | {key: value for key, value in changed.items() if key != "resume" and not key.startswith("sweep.")}
+    untold = ("resume", "model_store")
+    return choices | {k: value for k, value in changed.items() if k not in untold and not k.startswith("sweep.")}
 
 
 @functools.lru_cache(maxsize=64)

@@ -37,6 +37,7 @@ Train a transformer language model from scratch; find by sweeps which settings a
   python -m lmtrain generate RUN [--chat]            text from a trained model, or a conversation with it
   python -m lmtrain evaluate RUN [data=...]          loss, perplexity, bits per byte on any text; BLEU of pairs
   python -m lmtrain export RUN --to FOLDER           a folder for transformers, or with --format mlflow to serve
+  python -m lmtrain models save RUN --name NAME      keep a model; list, show, verify and delete those kept
   python -m lmtrain verify-resume [key=value ...]    prove that a killed run resumes to the bit, here
   python -m lmtrain data inspect [RUN] [--step N]    look at the text, or at that of one step
   python -m lmtrain data clean-cache                 delete prepared text

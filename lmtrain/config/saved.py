@@ -59,10 +59,10 @@ WATCHING = frozenset(
         *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
         *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every"),
         *("data.path", "data.val_path", "data.test_path", "data.target_path", "data.cache_dir", "tokenizer.path"),
-        *("data.val_target_path", "data.test_target_path"),
+        *("data.val_target_path", "data.test_target_path", "model_store"),
     ]
 )
-"""Settings that no result depends on: how a run is watched, where the same text lies (its sum is checked)."""
+"""Settings that no result depends on: how a run is watched, where models and the same text lie (sums are checked)."""
 
 FREE_ON_RESUME = WATCHING | {
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.patience", "trainer.min_delta"),
@@ -85,7 +85,12 @@ def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConf
     if parallel.num_threads is None:  # another number adds up in another order
         parallel = dataclasses.replace(parallel, num_threads=saved["parallel"]["num_threads"])
     device = saved["device"] if config.device == "auto" else config.device
-    return dataclasses.replace(config, device=device, model=model, precision=precision, parallel=parallel)
+    init_from, begun_from = config.init_from, saved.get("init_from")
+    if init_from is not None and str(begun_from).startswith(f"{init_from.partition('@')[0]}:"):
+        init_from = begun_from  # what was the newest version of a model when the run began
+    return dataclasses.replace(
+        config, device=device, model=model, precision=precision, parallel=parallel, init_from=init_from
+    )
 
 
 def saved_model(saved_text: str) -> tuple[ModelConfig, int]:

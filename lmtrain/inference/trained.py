@@ -1,14 +1,14 @@
-"""A trained model: opened from a run folder, and continuing texts.
+"""A trained model: opened from a run folder or a store, and continuing texts.
 
 Importing this is light; torch is imported when a model is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,10 @@ from lmtrain.data.tokenizer import TURN_END, Tokenizer, load_tokenizer
 from lmtrain.errors import CheckpointError, ConfigError
 from lmtrain.inference.text_stream import TextStream
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
+from lmtrain.reading import read_run
 from lmtrain.run_dir import RunDir
+from lmtrain.store.entry import Metadata, describe, is_entry, read_metadata, require_sound
+from lmtrain.store.opening import FoundRun, find_run
 
 if TYPE_CHECKING:
     from lmtrain.model.building import Model
@@ -37,6 +40,15 @@ ONE_THREAD_BELOW = 3_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model was opened from."""
+
+    folder: RunDir
+    checkpoint: Mapping[str, Any]  # the `meta.json` of its checkpoint
+    stored: Metadata | None  # of a model in a store
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """A model with its tokenizer."""
 
@@ -44,6 +56,42 @@ class TrainedModel:
     model: Model
     tokenizer: Tokenizer
     step: int  # of the checkpoint
+    source: Source | None = None  # None: it was not opened from a folder
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """What is known of it: of a model in a store its `model.json`, of a run the same but for name, version, files.
+
+        Raises CheckpointError for a model that was not opened from a folder.
+        """
+        source = self._require_source()
+        if source.stored is not None:
+            return source.stored
+        from lmtrain.training.checkpoint import STATE
+
+        has_state = (source.folder.checkpoints / f"step_{self.step:08d}" / STATE).exists()
+        return describe(
+            read_run(source.folder.path),
+            source.checkpoint,
+            self.tokenizer,
+            num_parameters=self.num_parameters,
+            has_training_state=has_state,
+        )
+
+    def training_state(self) -> Checkpoint:
+        """All that training goes on from, read from the folder: `training.checkpoint.restore` puts it back.
+
+        Its `state` has optimizer moments and random states, its `meta` the scaler and, under `progress`, the step (by
+        which schedules go), tokens and scores. Raises CheckpointError; WeightsOnlyError if only weights were saved.
+        """
+        from lmtrain.training.checkpoint import CheckpointFolder
+
+        return CheckpointFolder(self._require_source().folder.checkpoints).load(f"step_{self.step:08d}")
+
+    def _require_source(self) -> Source:
+        if self.source is None:
+            raise CheckpointError("this model was not opened from a folder: nothing else is known of it")
+        return self.source
 
     @property
     def seq_len(self) -> int:
@@ -150,50 +198,45 @@ def _threads_for(num_parameters: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load_model(run: Path, *, checkpoint: str | None = None, device: str = "auto") -> TrainedModel:
-    """Open the model of a run folder.
+def load_model(
+    run: Path | str, *, checkpoint: str | None = None, device: str = "auto", store: str | None = None
+) -> TrainedModel:
+    """Open the model of a run folder, or one of a store, whose files must be as they were saved.
 
     Args:
+        run: a run folder, `NAME` (its newest version), `NAME:VERSION`, or in a registry `NAME@ALIAS`.
         checkpoint: `last`, `best` or the number of a step; None: the best if there is one, else the newest.
         device: auto, cpu, cuda or mps.
+        store: a folder of models, `mlflow` or the address of a registry; None: `$LMTRAIN_MODELS`, else `models`.
 
     Raises:
-        UsageError: there is no such run, checkpoint or device, or a file is damaged.
+        UsageError: there is no such run, model, checkpoint or device, or a file is damaged.
+        RunError: the registry is away.
     """
-    config = compose_config([], run)  # refused before torch is imported
+    found = find_run(run, store)
+    stored = _require_as_saved(found) if is_entry(found.folder) else None
+    config = compose_config([], found.folder)  # refused before torch is imported
     from lmtrain.hardware import choose_device
     from lmtrain.model.building import build_model
     from lmtrain.training.checkpoint import load_weights
+    from lmtrain.training.chosen_checkpoint import load_chosen
 
-    folder, where = RunDir(run), choose_device(device)
-    saved = read_weights(folder, checkpoint)
+    folder, where = RunDir(found.folder), choose_device(device)
+    saved = load_chosen(folder, checkpoint, weights_only=True)
     tokenizer = load_tokenizer(folder.tokenizer)
     model = build_model(config.model, vocab_size=tokenizer.vocab_size, seq_len=config.data.seq_len, dropout=0.0)
     load_weights(model, saved.model)
     return TrainedModel(
-        config=config, model=model.to(where).eval(), tokenizer=tokenizer, step=saved.meta["progress"]["step"]
+        config=config,
+        model=model.to(where).eval(),
+        tokenizer=tokenizer,
+        step=saved.meta["progress"]["step"],
+        source=Source(folder=folder, checkpoint=saved.meta, stored=stored),
     )
 
 
-def read_weights(run: RunDir, wanted: str | None) -> Checkpoint:
-    """The checkpoint that `load_model` takes of a run, without what only training needs. Raises CheckpointError."""
-    from lmtrain.training.checkpoint import CheckpointFolder
-
-    checkpoints = CheckpointFolder(run.checkpoints)
-    checkpoints.require_not_removed()
-    steps = sorted(int(path.name.removeprefix("step_")) for path in checkpoints.folder.glob("step_*"))
-    if not steps:
-        raise CheckpointError(
-            f"{run} has no checkpoint: a run writes them every trainer.checkpoint_every steps and at its end"
-        )
-    has_best = (checkpoints.folder / "best").is_dir()
-    if wanted is None:
-        wanted = "best" if has_best else "last"
-    if wanted == "last":
-        return checkpoints.load_newest(weights_only=True)
-    if wanted == "best" and has_best:
-        return checkpoints.load("best", weights_only=True)
-    if wanted.isdecimal() and int(wanted) in steps:
-        return checkpoints.load(f"step_{int(wanted):08d}", weights_only=True)
-    there = ", ".join(["last", *["best"] * has_best, *map(str, steps)])
-    raise CheckpointError(f"{run} has no checkpoint {wanted!r}; there are {there}")
+def _require_as_saved(found: FoundRun) -> Metadata:
+    """The metadata of a model in a store. Raises ModelStoreError if a file was changed."""
+    require_sound(found.folder)
+    metadata, id = read_metadata(found.folder), found.id
+    return metadata if id is None else metadata | {"id": str(id), "name": id.name, "version": id.version}

@@ -20,7 +20,7 @@ from lmtrain.config.schema.data import (
     TokensConfig,
     is_of_pairs,
 )
-from lmtrain.config.schema.experiment import SCHEMAS, ExperimentConfig
+from lmtrain.config.schema.experiment import SCHEMAS, ExperimentConfig, default_model_store
 from lmtrain.config.schema.model import (
     AutoModelConfig,
     DecoderConfig,
@@ -117,5 +117,6 @@ __all__ = [
     "TrainerConfig",
     "TransformerConfig",
     "WarmupStableDecayConfig",
+    "default_model_store",
     "is_of_pairs",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lmtrain.config.schema.data import (
@@ -64,6 +65,11 @@ OBJECTIVES = (*LOSSES, "train/tokens_per_second", "run/parameters", "run/seconds
 """... and what a sweep may weigh against it."""
 
 
+def default_model_store() -> str:
+    """Where models are kept unless something else is said: `$LMTRAIN_MODELS`, else the folder `models` here."""
+    return os.environ.get("LMTRAIN_MODELS") or "models"
+
+
 @dataclass(kw_only=True)
 class ExperimentConfig:
     """One run. The root keys live here only and are passed to whoever needs them."""
@@ -88,7 +94,8 @@ class ExperimentConfig:
     """What sweeps optimise; best and patience go by the first. Each as it stands at an evaluation."""
     resume: str | None = None  # null, auto, or a run folder to continue
     force: bool = False  # resume although settings or data differ from those of the run
-    init_from: str | None = None  # run folder, or model folder of transformers, whose weights to start from
+    init_from: str | None = None  # run folder, stored model or folder of transformers whose weights to start from
+    model_store: str = field(default_factory=default_model_store)  # folder or MLflow registry where init_from looks
 
     @property
     def objectives(self) -> tuple[str, ...]:

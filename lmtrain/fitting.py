@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lmtrain.config.presets import sized_presets
-from lmtrain.config.schema import AutoModelConfig, ExperimentConfig, NoTrackingConfig, TransformerConfig
+from lmtrain.config.schema import AutoModelConfig, ExperimentConfig, TransformerConfig
 from lmtrain.errors import HardwareError
 from lmtrain.hardware import choose_format, total_memory
 from lmtrain.training.activations import Workload
@@ -42,7 +42,7 @@ def training_memory(
         separate_documents=config.data.batches == "packed_documents",
         plain_loss=config.trainer.label_smoothing == 0 and config.trainer.z_loss == 0,
     )
-    tracked = device.type == "cpu" and not isinstance(config.tracking, NoTrackingConfig)
+    tracked = device.type == "cpu" and config.tracking.mlflow
     return TrainingMemory(work=work, optimizer=config.optimizer, beside_training=MLFLOW_BYTES if tracked else 0)
 
 

@@ -6,6 +6,7 @@ they differ, is in `sweep/comparison.py`; the model of a run is opened in `infer
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +16,15 @@ import yaml
 
 from lmtrain.config.saved import flat_settings, load_yaml
 from lmtrain.errors import RunFolderError
-from lmtrain.run_dir import RunDir
+from lmtrain.run_dir import CONFIG_FILE, RunDir
 from lmtrain.tracking.metrics_file import read_metrics
+from lmtrain.tracking.run_info import DIED
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RUNNING, DIED = "running", "died"
-"""What a run is that has no result: some process has its folder, or none has."""
+RUNNING = "running"
+"""What a run is whose folder some process has."""
 
 _PLACE = ("step", "tokens", "time", "attempt")  # of every record: where it stands, rather than what was measured
 
@@ -34,7 +36,7 @@ class RecordedRun:
     folder: RunDir
     config: dict[str, Any]  # what config.yaml holds, nested as it is there
     result: dict[str, Any] | None  # what result.json holds; None while the run has not ended
-    status: str  # that of the result, or RUNNING or DIED
+    status: str  # that of the result; of a run without one RUNNING or DIED
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -59,6 +61,19 @@ class RecordedRun:
 
         names = dict.fromkeys([*_PLACE, *(name for record in self.records for name in record)])
         return pandas.DataFrame(self.records, columns=list(names))
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders at or below a folder, sorted. Raises RunFolderError if there are none."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        if CONFIG_FILE in files:
+            found.append(Path(parent))
+            folders.clear()  # a run holds no other
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    if not found:
+        raise RunFolderError(f"there is no run folder at or below {RunDir(folder)} (it would hold {CONFIG_FILE})")
+    return found
 
 
 def read_run(path: Path | str) -> RecordedRun:

@@ -24,15 +24,18 @@ from lmtrain.errors import Interrupted, RunError, RunFolderError
 from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.inference import TrainedModel
 from lmtrain.inference.sample import sample
+from lmtrain.inference.serving import save_mlflow_model
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
+from lmtrain.run_description import describe_run
 from lmtrain.run_dir import RunDir
 from lmtrain.session import Session, build_session
 from lmtrain.store.opening import require_no_entry
 from lmtrain.tracking.environment import describe_environment, git_state
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics, truncate_after
 from lmtrain.tracking.plots import plot_run
-from lmtrain.tracking.tracker import RunInfo, Tracker, build_tracker
+from lmtrain.tracking.system_metrics import SystemMetrics
+from lmtrain.tracking.tracker import Tracker, build_tracker
 from lmtrain.training.checkpoint import CheckpointFolder
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.trainer import Progress
@@ -91,9 +94,11 @@ def run_experiment(
             config = with_choices_of(folder.config.read_text(encoding="utf-8"), config)
         resuming = _wants_to_resume(folder, config)
         # What a run began with need no longer be there: its checkpoint has other weights.
+        tracker = build_tracker(config.tracking, save_mlflow_model)
         session, data = _build(replace(config, init_from=None if resuming else config.init_from), judge)
         config = replace(session.config, init_from=session.config.init_from or config.init_from)
-        return _Attempt(config, folder, origin or Origin(), session, data, started, judge).execute(resuming)
+        attempt = _Attempt(config, folder, origin or Origin(), session, data, tracker, started, judge)
+        return attempt.execute(resuming)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -150,6 +155,7 @@ class _Attempt:
         origin: Origin,
         session: Session,
         data: PreparedData,
+        tracker: Tracker,
         started: float,
         judge: StudyJudge | None,
     ) -> None:
@@ -158,6 +164,7 @@ class _Attempt:
         self.origin = origin
         self.session = session
         self.data = data
+        self.tracker = tracker
         self.started = started
         self.judge = judge
         self.number = 0
@@ -173,18 +180,21 @@ class _Attempt:
                 return self._nothing_left()
         self._claim(resuming)
         with _file_log(self.folder.log):
-            tracker = build_tracker(self.config.tracking)
-            tracker.start(self._info())
+            info = describe_run(
+                self.session, self.data, self.folder, self.origin, started=self.started, attempt=self.number
+            )
+            info.write()
+            self.tracker.start(info)
             announce(self.session, self.data, self.folder)
             status, error, stop = "failed", None, StopRequest(self._deadline())
             try:
-                status = self._train(tracker, stop)
+                status = self._train(stop)
             except BaseException as problem:
                 error = problem
                 log.debug("the run failed", exc_info=True)
                 raise
             finally:
-                result = self._finish(status, error, tracker)
+                result = self._finish(status, error)
         if stop.signal is not None and status == "interrupted":
             raise Interrupted(
                 f"stopped by {stop.signal.name} at step {result.step}; go on with resume={self.folder}",
@@ -225,49 +235,30 @@ class _Attempt:
         self.folder.result.unlink(missing_ok=True)
         self.data.tokenizer.save(self.folder.tokenizer)
 
-    def _info(self) -> RunInfo:
-        tags = {
-            "data": self.data.name,
-            "data_fingerprint": self.data.fingerprint,
-            "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
-            **self.session.tags,
-            **self.origin.tags,
-        }
-        roots = {name: getattr(self.config, name) for name in ("lr", "dropout", "batch_size", "seed")}
-        in_sweep = self.origin.sweep_dir is not None
-        return RunInfo(
-            name=f"{self.config.sweep.name}/{self.folder.path.name}" if in_sweep else self.folder.path.name,
-            folder=self.folder.path,
-            params={**self.origin.changed, **roots},
-            tags=tags,
-            sweep_name=self.config.sweep.name if in_sweep else None,
-            sweep_folder=self.origin.sweep_dir,
-            attempt=self.number,
-        )
-
-    def _train(self, tracker: Tracker, stop: StopRequest) -> str:
+    def _train(self, stop: StopRequest) -> str:
         label = self.folder.path.name if self.origin.sweep_dir is not None else ""
-        metrics = MetricsFile(self.folder.metrics)
+        metrics, system = MetricsFile(self.folder.metrics), SystemMetrics(self.config.tracking.system_metrics_every)
         line = ProgressLine(
             label, total_steps=self.session.total_steps, first_step=self.progress.step, bar=self.judge is None
         )
 
         def record(measured: dict[str, float]) -> None:
-            complete = measured | {"time": time.time(), "attempt": self.number}
+            sampled = system.newest() if "train/loss" in measured else {}
+            complete = measured | sampled | {"time": time.time(), "attempt": self.number}
             metrics.append(complete)
-            tracker.log(complete)
+            self.tracker.log(complete)
             line.show(complete)
             self.latest |= measured
 
         trainer = self.session.trainer(self.folder, record, self.progress, self.judge)
-        with contextlib.closing(metrics), line, stop:
+        with contextlib.closing(metrics), system, line, stop:
             try:
                 return trainer.fit(stop)
             finally:
                 self.progress = trainer.progress
                 self.training_seconds = trainer.stopwatch.seconds
 
-    def _finish(self, status: str, error: BaseException | None, tracker: Tracker) -> RunResult:
+    def _finish(self, status: str, error: BaseException | None) -> RunResult:
         result = self._result(status)
         details: dict[str, Any] = {
             "objective_name": self.config.objectives[0],
@@ -280,6 +271,7 @@ class _Attempt:
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_fingerprint": self.data.tokenizer.fingerprint,
             "texts": self.data.texts,
+            "ended": time.time(),
             "error": f"{type(error).__name__}: {error}" if error is not None else None,
             "environment": describe_environment(),
         }
@@ -289,12 +281,8 @@ class _Attempt:
                 self._write_pictures_and_sample(result)
         except OSError as problem:  # a full disk; it must not hide how the run ended
             log.warning("cannot write pictures or sample: %s", problem)
-        finally:  # whatever happens to those, the tracker hears how the run ended
-            for path in self.folder.artifacts():
-                tracker.log_artifact(path)
-            for path in sorted(self.folder.plots.glob("*.png")):
-                tracker.log_artifact(path, "plots")
-            tracker.finish(status, {"objective": result.objective, "best_step": result.best_step})
+        finally:  # whatever happens to those, mirrors hear how the run ended
+            self.tracker.finish()
         return result
 
     def _write_pictures_and_sample(self, result: RunResult) -> None:

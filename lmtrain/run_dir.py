@@ -24,6 +24,10 @@ STUDY_FILE = "study.yaml"
 """In a sweep folder: what the study is that its run folders are trials of."""
 
 
+CONFIG_FILE = "config.yaml"
+"""What makes a folder a run folder."""
+
+
 OWN_TOKENIZER = "lmtrain_tokenizer.model"
 """Our file of the tokenizer in a folder of transformers, which would take a tokenizer.model for SentencePiece's."""
 
@@ -33,7 +37,8 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
+        self.config = path / CONFIG_FILE
+        self.description = path / "run.json"  # what mirrors are told of the run
         self.metrics = path / "metrics.jsonl"
         self.histograms = path / "histograms.jsonl"  # with diagnostics
         self.result = path / "result.json"
@@ -53,7 +58,7 @@ class RunDir:
     def artifacts(self) -> list[Path]:
         """The small files that tell of a run, those that are there."""
         wanted = (
-            *(self.config, self.result, self.metrics, self.histograms),
+            *(self.config, self.description, self.result, self.metrics, self.histograms),
             *(self.log, self.git_diff, self.sample),
         )
         return [path for path in wanted if path.exists()]

@@ -74,7 +74,7 @@ class Session:
     def tags(self) -> dict[str, str]:
         """What trackers are told of what `auto` came to."""
         preset = preset_of(self.config.model)
-        return {"device": str(self.precision.device)} | ({"model": preset} if preset else {})
+        return {"device": str(self.precision.device)} | ({"preset": preset} if preset else {})
 
     def restore(self, checkpoints: Path) -> Progress:
         """Continue from the newest sound checkpoint: model, optimizers, random states and the microbatch are put back.

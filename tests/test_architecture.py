@@ -23,6 +23,7 @@ LAYERS = [
     ("store",),
     ("initial_weights", "fitting"),
     ("session", "inference"),
+    ("run_description",),
     ("run", "planning"),
     ("sweep",),
     ("commands",),

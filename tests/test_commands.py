@@ -19,7 +19,7 @@ import pytest
 from command_line import TINY, CommandLine, snapshot
 
 from lmtrain.run_dir import RunDir
-from lmtrain.tracking.metrics_file import read_metrics
+from lmtrain.tracking.metrics_file import read_metrics, without_clocks
 
 STEPS = 240
 # A schedule that does not depend on the length of the run, so that a shorter one is the beginning of a longer.
@@ -27,7 +27,6 @@ LONG = (
     *("schedule.warmup_steps=2", "schedule.decay_fraction=0", "dropout=0.1"),
     *("trainer.eval_every=60", "trainer.checkpoint_every=20", "trainer.log_every=5"),
 )
-NOT_REPEATABLE = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
 
 
 class Finished(NamedTuple):
@@ -65,10 +64,7 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 def records(folder: Path) -> list[dict[str, float]]:
     """The metrics without what depends on the clock."""
-    return [
-        {name: value for name, value in record.items() if name not in NOT_REPEATABLE}
-        for record in read_metrics(folder / "metrics.jsonl")
-    ]
+    return [without_clocks(record) for record in read_metrics(folder / "metrics.jsonl")]
 
 
 def weights(folder: Path) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import socket
 import statistics
 import subprocess
@@ -17,11 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lmtrain.config.schema import MlflowConfig, NoTrackingConfig
+from lmtrain.config.schema import TrackingConfig
+from lmtrain.errors import ConfigError
 from lmtrain.redaction import redact
+from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import MetricsFile, truncate_after
-from lmtrain.tracking.mlflow import MlflowTracker, finish_parent, tracking_uri
-from lmtrain.tracking.tracker import RunInfo, build_tracker
+from lmtrain.tracking.mlflow.connection import tracking_uri
+from lmtrain.tracking.mlflow.mirror import finish_sweep
+from lmtrain.tracking.run_info import DatasetInfo, RunInfo, SweepEnding, SweepInfo
+from lmtrain.tracking.tracker import build_tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,8 +52,20 @@ def client_of(uri: str) -> MlflowClient:
 
 
 def run_info(folder: Path, **fields: Any) -> RunInfo:
+    """What is told of the run of a folder; its id is made of the folder's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    return RunInfo(**{"name": folder.name, "folder": folder, "params": {}, "tags": {}} | fields)
+    RunDir(folder).config.touch()
+    plain = {"id": str(folder), "name": folder.name, "folder": folder, "started": 1000.0}
+    return RunInfo(**plain | {"params": {}, "tags": {}, "origin": {"host": platform.node()}} | fields)
+
+
+def to_mlflow(uri: str | None, **fields: Any) -> TrackingConfig:
+    return TrackingConfig(mlflow=True, uri=uri, **fields)
+
+
+def end(folder: Path, status: str, **fields: Any) -> None:
+    """Note in a run folder how the run ended."""
+    RunDir(folder).write_result({"status": status, "objective": None, "best_step": None, "ended": 2000.0} | fields)
 
 
 def record(step: int, **metrics: float) -> dict[str, float]:
@@ -69,7 +86,7 @@ def history(uri: str, folder: Path, metric: str) -> list[tuple[int, float, int]]
 
 def attempt(uri: str, folder: Path, steps: range, *, status: str = "completed", **fields: Any) -> None:
     """A run over some steps: the metrics file first, then the mirror, as the trainer does."""
-    tracker = build_tracker(MlflowConfig(uri=uri))
+    tracker = build_tracker(to_mlflow(uri))
     info = run_info(folder, **fields)
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     tracker.start(info)
@@ -77,29 +94,29 @@ def attempt(uri: str, folder: Path, steps: range, *, status: str = "completed", 
         metrics_file.append(record(step))
         tracker.log(record(step))
     metrics_file.close()
-    tracker.finish(status, {})
+    end(folder, status)
+    tracker.finish()
 
 
 def test_a_run_is_mirrored_whole(tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "run"
-    config_file = tmp_path / "config.yaml"
-    config_file.write_text("lr: 0.001\n")
     params = {"lr": 1e-3, "trainer.max_epochs": None, "compile": True, "long": "x" * 9000}
     params |= {f"param{i}": i for i in range(150)}
-    before = time.time()
-    tracker = build_tracker(MlflowConfig(uri=uri, experiment="an experiment"))
-    tracker.start(run_info(folder, params=params, tags={"note": "hello"}))
+    tracker = build_tracker(to_mlflow(uri, experiment="an experiment"))
+    dataset = DatasetInfo(name="book", digest="d" * 64, source="http://me:secret@host/book", documents=3, tokens=70)
+    tracker.start(run_info(folder, params=params, tags={"note": "hello"}, dataset=dataset))
+    RunDir(folder).config.write_text("lr: 0.001\n")
+    RunDir(folder).plots.mkdir()
+    (RunDir(folder).plots / "loss.png").write_bytes(b"a picture")
     for step in range(1, 1201):
         tracker.log(record(step, **{"val/loss": math.nan} if step == 7 else {}))
-    tracker.log_artifact(config_file)
-    tracker.log_artifact(config_file, "plots")
-    tracker.log_artifact(tmp_path / "missing.png")
-    tracker.finish("early_stopped", {"objective": 1.5, "best_step": 40, "hardware": {"gpu": 0}, "done": True})
+    end(folder, "early_stopped", objective=1.5, best_step=40)
+    tracker.finish()
 
     run = mirrored(uri, folder)
     assert client_of(uri).get_experiment(run.info.experiment_id).name == "an experiment"
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
-    assert before <= run.info.start_time / 1000 + 0.001 <= run.info.end_time / 1000 + 0.001 <= time.time() + 0.002
+    assert (run.info.start_time, run.info.end_time) == (1_000_000, 2_000_000), "the run's own times"
     assert len(run.data.params) == 154
     assert {key: run.data.params[key] for key in ("lr", "trainer.max_epochs", "compile")} == {
         "lr": "0.001",
@@ -114,10 +131,11 @@ def test_a_run_is_mirrored_whole(tmp_path: Path, uri: str, caplog: pytest.LogCap
     summary = {key: value for key, value in run.data.metrics.items() if key.startswith("summary/")}
     assert summary == {"summary/objective": 1.5, "summary/best_step": 40.0}
     artifacts = client_of(uri).list_artifacts(run.info.run_id)
-    assert sorted(artifact.path for artifact in artifacts) == ["config.yaml", "plots"]
-    assert [r.getMessage() for r in caplog.records if r.name.startswith("lmtrain")] == [
-        f"MLflow did not take missing.png (FileNotFoundError: {os.strerror(2)})"
-    ]
+    assert sorted(artifact.path for artifact in artifacts) == ["config.yaml", "plots", "result.json"]
+    (logged,) = run.inputs.dataset_inputs
+    assert (logged.dataset.name, json.loads(logged.dataset.profile)) == ("book", {"num_documents": 3, "num_tokens": 70})
+    assert "secret" not in logged.dataset.source
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("lmtrain")] == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +192,8 @@ def test_a_run_deleted_in_mlflow_is_made_anew(tmp_path: Path, uri: str) -> None:
 def test_the_runs_of_a_sweep_share_a_parent(tmp_path: Path, uri: str) -> None:
     sweep = tmp_path / "lr_sweep"
     for number in ("0000", "0001"):
-        attempt(uri, sweep / number, range(1, 3), sweep_name="my sweep", sweep_folder=sweep)
+        sweep.mkdir(exist_ok=True)
+        attempt(uri, sweep / number, range(1, 3), sweep=SweepInfo.of(sweep, "my sweep"))
     parent = mirrored(uri, sweep)
     assert (parent.info.run_name, parent.info.status) == ("my sweep", "RUNNING")
     for number in ("0000", "0001"):
@@ -182,27 +201,29 @@ def test_the_runs_of_a_sweep_share_a_parent(tmp_path: Path, uri: str) -> None:
 
     table = sweep / "comparison.csv"
     table.write_text("run,objective\n")
-    finish_parent(MlflowConfig(uri=uri), sweep, [table], {"best_objective": 1.25}, status="completed")
-    finish_parent(NoTrackingConfig(), sweep, [], {}, status="failed")
-    finish_parent(MlflowConfig(uri=uri), tmp_path, [], {}, status="failed")
+    ending = SweepEnding(
+        status="completed", time=3000.0, metrics={"best_objective": 1.25}, files=[table], best=sweep / "0001"
+    )
+    finish_sweep(to_mlflow(uri), sweep, ending)
+    assert SweepEnding.read(sweep) == ending, "it is noted in the folder too"
     parent = mirrored(uri, sweep)
-    assert parent.info.status == "FINISHED"
+    assert (parent.info.status, parent.info.end_time) == ("FINISHED", 3_000_000)
     assert parent.data.metrics == {"summary/best_objective": 1.25}
     assert [a.path for a in client_of(uri).list_artifacts(parent.info.run_id)] == ["comparison.csv"]
 
 
 def test_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking_uri(MlflowConfig()) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(to_mlflow(None)) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert tracking_uri(MlflowConfig()) == "http://host:5000"
-    assert tracking_uri(MlflowConfig(uri="sqlite:////a/b.db")) == "sqlite:////a/b.db"
+    assert tracking_uri(to_mlflow(None)) == "http://host:5000"
+    assert tracking_uri(to_mlflow("sqlite:////a/b.db")) == "sqlite:////a/b.db"
     assert redact("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert redact("http://host:5000") == "http://host:5000"
     assert redact("mysql://host/db?user=me&password=secret&ssl=1") == "mysql://host/db?user=me&password=***&ssl=1"
 
 
-@pytest.mark.parametrize("kind", ["closed port", "unknown scheme", "no database"])
+@pytest.mark.parametrize("kind", ["closed port", "no database"])
 def test_a_place_that_cannot_be_used_costs_one_warning(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,7 +233,6 @@ def test_a_place_that_cannot_be_used_costs_one_warning(
     (tmp_path / "notes.db").write_text("not a database, whatever its name says " * 50)
     place = {
         "closed port": f"http://127.0.0.1:{port}",
-        "unknown scheme": "gopher://somewhere",
         "no database": f"sqlite:///{tmp_path}/notes.db",
     }[kind]
     started = time.monotonic()
@@ -223,17 +243,26 @@ def test_a_place_that_cannot_be_used_costs_one_warning(
     assert place in warnings[0]
     assert "metrics.jsonl has everything" in warnings[0]
     assert "\n" not in warnings[0]
+    assert "lmtrain track sync" in warnings[0]
+
+
+def test_an_address_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"gopher://me:[*]+@somewhere is no address of MLflow: it must begin with"):
+        build_tracker(to_mlflow("gopher://me:secret@somewhere"))
+    for address in ("sqlite:///a.db", "postgresql+psycopg://host/db", "./mlruns", "databricks", "https://host"):
+        build_tracker(to_mlflow(address))
 
 
 def test_log_costs_the_training_thread_next_to_nothing(tmp_path: Path, uri: str) -> None:
-    tracker = MlflowTracker(MlflowConfig(uri=uri))
+    tracker = build_tracker(to_mlflow(uri))
     tracker.start(run_info(tmp_path / "run"))
     seconds = []
     for step in range(1, 2001):
         started = time.perf_counter()
         tracker.log(record(step))
         seconds.append(time.perf_counter() - started)
-    tracker.finish("completed", {})
+    end(tmp_path / "run", "completed")
+    tracker.finish()
     assert statistics.median(seconds) < 50e-6
 
 
@@ -241,18 +270,21 @@ RUN_IN_A_PROCESS = """
 import logging, os, sys, time
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
-from lmtrain.config.schema import MlflowConfig
-from lmtrain.tracking.tracker import RunInfo, build_tracker
+from lmtrain.config.schema import TrackingConfig
+from lmtrain.run_dir import RunDir
+from lmtrain.tracking.run_info import RunInfo, SweepInfo
+from lmtrain.tracking.tracker import build_tracker
 folder, sweep = Path(sys.argv[1]), Path(sys.argv[1]).parent
 folder.mkdir(parents=True, exist_ok=True)
 started = time.perf_counter()
-tracker = build_tracker(MlflowConfig())
-info = RunInfo(name=folder.name, folder=folder, params={}, tags={}, sweep_name="s", sweep_folder=sweep)
-tracker.start(info)
+tracker = build_tracker(TrackingConfig(mlflow=True))
+about = dict(id=folder.name, name=folder.name, folder=folder, params={}, tags={}, origin={}, started=1.0)
+tracker.start(RunInfo(**about, sweep=SweepInfo.of(sweep, "s")))
 assert time.perf_counter() - started < 1, "start must not wait for the import of MLflow"
 for step in range(1, 11):
     tracker.log({"step": step, "time": time.time(), "train/loss": 1.0})
-tracker.finish("completed", {})
+RunDir(folder).write_result({"status": "completed", "objective": None, "best_step": None, "ended": 2.0})
+tracker.finish()
 """
 
 
@@ -281,7 +313,7 @@ def test_processes_that_start_together_on_a_fresh_database_all_work_and_print_no
         assert run.info.status == "FINISHED"
         parents.add(run.data.tags["mlflow.parentRunId"])
     assert parents == {mirrored(uri, tmp_path / "sweep").info.run_id}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock", "sweep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock", "mlruns", "sweep"]
 
 
 @pytest.fixture
@@ -316,17 +348,15 @@ def server(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_server_gets_metrics_and_artifacts(tmp_path: Path, server: str, capfd: pytest.CaptureFixture[str]) -> None:
-    artifact = tmp_path / "config.yaml"
-    artifact.write_text("lr: 0.001\n")
     folder = tmp_path / "run"
-    tracker = build_tracker(MlflowConfig(uri=server))
+    tracker = build_tracker(to_mlflow(server))
     tracker.start(run_info(folder))
     for step in range(1, 101):
         tracker.log(record(step))
-    tracker.log_artifact(artifact)
-    tracker.finish("completed", {})
+    end(folder, "completed")
+    tracker.finish()
     assert [step for step, _, _ in history(server, folder, "train/loss")] == list(range(1, 101))
     run = mirrored(server, folder)
     assert run.info.status == "FINISHED"
-    assert [a.path for a in client_of(server).list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert [a.path for a in client_of(server).list_artifacts(run.info.run_id)] == ["config.yaml", "result.json"]
     assert capfd.readouterr() == ("", "")

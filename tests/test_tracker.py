@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from lmtrain.config.schema import MlflowConfig, NoTrackingConfig, TrackingConfig
-from lmtrain.errors import ConfigError
 from lmtrain.tracking import background, environment
-from lmtrain.tracking.background import BackgroundTracker
+from lmtrain.tracking.background import BackgroundTracker, Request
 from lmtrain.tracking.environment import describe_environment, git_state
-from lmtrain.tracking.tracker import GuardedTracker, NoTracker, RunInfo, build_tracker
+from lmtrain.tracking.metrics_file import MetricsFile
+from lmtrain.tracking.run_info import RunInfo
+from lmtrain.tracking.tracker import Trackers
 
 
 def run_info(folder: Path) -> RunInfo:
-    return RunInfo(name="run", folder=folder, params={}, tags={})
+    return RunInfo(id="1", name="run", folder=folder, params={}, tags={}, origin={}, started=0.0)
 
 
 def record(step: int) -> dict[str, float]:
@@ -34,8 +34,7 @@ class FakeMirror:
 
     def __init__(self) -> None:
         self.steps: list[float] = []
-        self.artifacts: list[str] = []
-        self.finished: tuple[str, Mapping[str, Any]] | None = None
+        self.finished = False
         self.calls = 0
         self.away = threading.Event()
         self.hold = threading.Event()
@@ -45,13 +44,9 @@ class FakeMirror:
         self._answer()
         self.steps += [record["step"] for record in records]
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+    def finish(self) -> None:
         self._answer()
-        self.artifacts.append(path.name)
-
-    def finish(self, status: str, summary: Mapping[str, Any], end_time: float) -> None:
-        self._answer()
-        self.finished = (status, summary)
+        self.finished = True
 
     def _answer(self) -> None:
         self.calls += 1
@@ -63,7 +58,7 @@ class FakeMirror:
 def tracker_of(mirror: FakeMirror, close_timeout: float = 10.0) -> BackgroundTracker:
     return BackgroundTracker(
         server="the server",
-        open_mirror=lambda info, start_time: mirror,
+        open_mirror=lambda info, request: mirror,
         is_transient=lambda error: isinstance(error, OSError),
         close_timeout=close_timeout,
     )
@@ -79,31 +74,36 @@ def wait_until(condition: Any) -> None:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "GATHER_SECONDS", 0.01)
-    monkeypatch.setattr(background, "RETRY_SECONDS", 0.02)
-
-
-def test_build_tracker_follows_the_config() -> None:
-    assert isinstance(build_tracker(NoTrackingConfig()), NoTracker)
-    assert isinstance(build_tracker(MlflowConfig()), GuardedTracker)
-    with pytest.raises(ConfigError, match="TrackingConfig"):
-        build_tracker(TrackingConfig())
+    monkeypatch.setattr(background, "FIRST_RETRY_SECONDS", 0.02)
 
 
 def test_guard_warns_once_and_switches_the_mirror_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(NoTracker):
-        calls = 0
+    class Whole:
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def start(self, info: RunInfo) -> None:
+            self.calls.append("start")
 
         def log(self, record: Mapping[str, float]) -> None:
-            self.calls += 1
+            self.calls.append("log")
+
+        def finish(self) -> None:
+            self.calls.append("finish")
+
+    class Broken(Whole):
+        def log(self, record: Mapping[str, float]) -> None:
+            super().log(record)
             raise RuntimeError("boom")
 
-    broken = Broken()
-    tracker = GuardedTracker(broken)
+    broken, whole = Broken(), Whole()
+    tracker = Trackers([broken, whole])
     tracker.start(run_info(tmp_path))
     for step in range(5):
         tracker.log(record(step))
-    tracker.finish("completed", {})
-    assert broken.calls == 1
+    tracker.finish()
+    assert broken.calls == ["start", "log"]
+    assert whole.calls == ["start", *["log"] * 5, "finish"], "one that breaks does not disturb another"
     assert len(caplog.records) == 1
     assert "boom" in caplog.text
 
@@ -115,12 +115,10 @@ def test_everything_arrives_in_order(tmp_path: Path) -> None:
     tracker.start(run_info(tmp_path))
     for step in range(500):
         tracker.log(record(step))
-    tracker.log_artifact(tmp_path / "a.txt")
     tracker.log(record(500))
-    tracker.finish("completed", {"objective": 1.0})
+    tracker.finish()
     assert mirror.steps == list(range(501))
-    assert mirror.artifacts == ["a.txt"]
-    assert mirror.finished == ("completed", {"objective": 1.0})
+    assert mirror.finished
 
 
 @pytest.mark.usefixtures("fast")
@@ -133,9 +131,9 @@ def test_a_server_that_was_away_gets_everything(tmp_path: Path, caplog: pytest.L
         tracker.log(record(step))
     wait_until(lambda: mirror.calls >= 3)
     mirror.away.clear()
-    tracker.finish("completed", {})
+    tracker.finish()
     assert mirror.steps == list(range(20))
-    assert mirror.finished is not None
+    assert mirror.finished
     assert [r.getMessage() for r in caplog.records] == [
         "the server cannot be used (ConnectionRefusedError: Connection refused); "
         "the run goes on, metrics.jsonl has everything"
@@ -150,7 +148,7 @@ def test_a_server_that_stays_away_does_not_hold_up_the_end(tmp_path: Path, caplo
     tracker.start(run_info(tmp_path))
     tracker.log(record(1))
     started = time.monotonic()
-    tracker.finish("completed", {})
+    tracker.finish()
     assert time.monotonic() - started < 5
     assert len(caplog.records) == 1
 
@@ -165,10 +163,42 @@ def test_a_server_that_hangs_holds_up_the_end_for_close_timeout_only(
     tracker.start(run_info(tmp_path))
     tracker.log(record(1))
     started = time.monotonic()
-    tracker.finish("completed", {})
+    tracker.finish()
     assert 0.2 <= time.monotonic() - started < 2
     assert "within 0.2 s" in caplog.text
     mirror.hold.set()
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_server_that_is_silent_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The end of a run waits a hundredth of its time for an answer, half a second at least."""
+    release = threading.Event()
+
+    class Silent(FakeMirror):
+        def __init__(self, request: Request) -> None:
+            super().__init__()
+            self.request = request
+
+        def log(self, records: Sequence[Mapping[str, float]]) -> None:
+            with self.request.waiting():
+                release.wait(20)
+
+    tracker = BackgroundTracker(
+        server="the server",
+        open_mirror=lambda info, request: Silent(request),
+        is_transient=lambda error: False,
+        close_timeout=30,
+        remedy="; see RUN",
+    )
+    tracker.start(run_info(tmp_path))
+    tracker.log(record(1))
+    started = time.monotonic()
+    tracker.finish()
+    assert 0.4 < time.monotonic() - started < 3
+    release.set()
+    assert caplog.records[0].getMessage() == (
+        f"the server does not answer; the run goes on, metrics.jsonl has everything; see {tmp_path}"
+    )
 
 
 @pytest.mark.usefixtures("fast")
@@ -180,19 +210,21 @@ def test_the_queue_is_bounded(
     mirror.hold.clear()
     tracker = tracker_of(mirror)
     tracker.start(run_info(tmp_path))
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
     for step in range(1000):
+        metrics.append(record(step))
         tracker.log(record(step))
+    assert tracker._messages.qsize() == 10
     mirror.hold.set()
-    tracker.finish("completed", {})
-    assert 10 <= len(mirror.steps) < 1000
-    assert mirror.finished is not None
-    assert "metrics.jsonl has everything" in caplog.text
-    assert len(caplog.records) == 1
+    tracker.finish()
+    assert set(mirror.steps) == set(range(1000)), "what the queue could not hold is read from the file"
+    assert mirror.finished
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures("fast")
 def test_a_refusal_for_good_switches_the_mirror_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(info: RunInfo, start_time: float) -> FakeMirror:
+    def refuse(info: RunInfo, request: Request) -> FakeMirror:
         raise ValueError("no such scheme")
 
     tracker = BackgroundTracker(
@@ -201,13 +233,13 @@ def test_a_refusal_for_good_switches_the_mirror_off(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         tracker.start(run_info(tmp_path))
         tracker.log(record(1))
-        tracker.finish("completed", {})
+        tracker.finish()
     assert len(caplog.records) == 1
     assert "no such scheme" in caplog.text
 
 
 def test_finish_without_start_does_nothing() -> None:
-    tracker_of(FakeMirror()).finish("failed", {})
+    tracker_of(FakeMirror()).finish()
 
 
 def test_environment_is_plain_json() -> None:

@@ -20,6 +20,7 @@ COMMANDS = {
     "models": "lmtrain.commands.models",
     "plan": "lmtrain.commands.plan",
     "sweep": "lmtrain.commands.sweep",
+    "track": "lmtrain.commands.track",
     "verify-resume": "lmtrain.commands.verify_resume",
 }
 """Word → module."""

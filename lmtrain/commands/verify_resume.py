@@ -20,10 +20,9 @@ from typing import Any
 from lmtrain.commands import CommandParser
 from lmtrain.errors import ConfigError, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
-from lmtrain.tracking.metrics_file import read_metrics
+from lmtrain.tracking.metrics_file import read_metrics, without_clocks
 
 POLL_SECONDS = 0.002
-CLOCKS = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
 """What differs between two runs that did the same."""
 OUTCOME = ("status", "objective", "best_step", "step", "tokens", "nonfinite_steps")
 """What result.json says of a run that its metrics do not."""
@@ -135,7 +134,7 @@ def _sums(manifest: Path) -> dict[str, str]:
 
 def _records(metrics: Path) -> list[dict[str, Any]]:
     lines = metrics.read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in CLOCKS} for line in lines]
+    return [without_clocks(json.loads(line)) for line in lines]
 
 
 def _train(arguments: Iterable[str]) -> None:

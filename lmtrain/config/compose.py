@@ -24,7 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lmtrain.config.saved import PRIMARY_CONFIG, RUN_GROUPS, SAVED_CONFIG
+from lmtrain.config.saved import OPTIONS_OF_EARLIER_RUNS, PRIMARY_CONFIG, RUN_GROUPS, SAVED_CONFIG, load_yaml
 from lmtrain.config.schema import SCHEMAS, ExperimentConfig
 from lmtrain.config.study_sweeper import register_sweeper
 from lmtrain.errors import ConfigError, RunFolderError
@@ -53,6 +53,8 @@ def register() -> None:
     for group, options in SCHEMAS.items():
         for name, schema in options.items():
             store.store(group=group, name=name, node=schema, replace=True)
+    for (group, name), settings in OPTIONS_OF_EARLIER_RUNS.items():
+        store.store(group=group, name=name, node=settings, replace=True)
     OmegaConf.register_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("run_number", lambda number: f"{number:04d}", replace=True)
     Plugins.instance().register(ShippedConfigs)
@@ -200,7 +202,7 @@ def hydra_folder(config: DictConfig) -> dict[str, str]:
 
 
 def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
-    """Group choices and the settings that differ from what those choices bring, as flat keys.
+    """Group choices that are not the default, and settings that differ from what the choices bring, as flat keys.
 
     This is what is worth comparing between runs; everything else is the same for all who chose alike.
     """
@@ -209,8 +211,24 @@ def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
     choices = {group: job.choices[group] for group in RUN_GROUPS if group in job.choices}
     baseline = _flat(_compose_choices(tuple(sorted(choices.items()))))
     changed = {key: value for key, value in _flat(config).items() if baseline.get(key) != value}
-    untold = ("resume", "model_store")
-    return choices | {k: value for k, value in changed.items() if k not in untold and not k.startswith("sweep.")}
+    unusual = {group: option for group, option in choices.items() if option != _default_choices().get(group)}
+    return {
+        key: value
+        for key, value in (unusual | changed).items()
+        if key.split(".")[0] not in ("resume", "model_store", "sweep", "tracking")
+    }
+
+
+@functools.lru_cache
+def _default_choices() -> dict[str, str]:
+    """The option of each group that is taken when none is named."""
+    text = (config_dir() / f"{PRIMARY_CONFIG}.yaml").read_text(encoding="utf-8")
+    return {
+        group: option
+        for entry in load_yaml(text)["defaults"]
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+    }
 
 
 @functools.lru_cache(maxsize=64)

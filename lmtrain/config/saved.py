@@ -19,6 +19,12 @@ SAVED_CONFIG = "config"  # config.yaml in a run folder
 RUN_GROUPS = tuple(group for group in SCHEMAS if group != "sweep")
 """The groups whose values are settings of a run; `sweep` and `experiment` only change those."""
 
+OPTIONS_OF_EARLIER_RUNS: dict[tuple[str, str], dict[str, Any]] = {
+    ("tracking", "_mlflow"): {"mlflow": True},
+    ("tracking", "_none"): {},
+}
+"""Schemas that the `config.yaml` of runs made by earlier versions begins with, and what they stand for now."""
+
 
 def to_yaml(config: ExperimentConfig) -> str:
     """The text of `config.yaml`: the groups by their bare schema, then every value."""

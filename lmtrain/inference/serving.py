@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lmtrain.config.schema.rules import require
 from lmtrain.data.records import ROLES, Message, Role
-from lmtrain.errors import RunError
+from lmtrain.data.tokenizer import Tokenizer, load_tokenizer
+from lmtrain.errors import RunError, RunFolderError
 from lmtrain.inference.chat import encode_turns, knows_roles
 from lmtrain.inference.export import Exported
 from lmtrain.inference.settings import GenerationSettings, continue_prompts, fit_prompts
-from lmtrain.inference.trained import TrainedModel, load_model
+from lmtrain.inference.trained import TrainedModel
 from lmtrain.new_folder import appearing_whole, require_free
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
@@ -66,25 +67,31 @@ def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> 
     """
     to = to.expanduser().resolve()
     require_free(to)
-    trained = load_model(run, checkpoint=checkpoint, device="cpu")
+    source = RunDir(run)
+    if not source.is_run():
+        raise RunFolderError(f"there is no run folder {source} (it would hold config.yaml)")
+    from lmtrain.training.chosen_checkpoint import load_chosen
+
+    saved, tokenizer = load_chosen(source, checkpoint, weights_only=True), load_tokenizer(source.tokenizer)
+    step = saved.meta["progress"]["step"]
     with appearing_whole(to) as draft, tempfile.TemporaryDirectory() as apart:
         slim = RunDir(Path(apart) / RUN)
-        _copy(trained, RunDir(run), slim)
-        _save(slim, draft, chat=knows_roles(trained.tokenizer))
-    return Exported(format="MLflow", step=trained.step, num_parameters=trained.num_parameters)
+        _copy(source, slim, saved.model, tokenizer, step)
+        _save(slim, draft, chat=knows_roles(tokenizer))
+    num_parameters = sum(weights.numel() for weights in saved.model.values())
+    return Exported(format="MLflow", step=step, num_parameters=num_parameters)
 
 
-def _copy(trained: TrainedModel, run: RunDir, to: RunDir) -> None:
+def _copy(run: RunDir, to: RunDir, weights: dict[str, Tensor], tokenizer: Tokenizer, step: int) -> None:
     """Write what `load_model` needs of a run."""
     from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder
 
     to.write_texts({to.config.name: redact(run.config.read_text(encoding="utf-8"))})
-    trained.tokenizer.save(to.tokenizer)
+    tokenizer.save(to.tokenizer)
     if run.sample.exists():
         to.write_texts({to.sample.name: run.sample.read_text(encoding="utf-8")})
-    weights: dict[str, Tensor] = dict(trained.model.named_parameters())
-    checkpoint = Checkpoint(model=weights, state={}, meta={"progress": {"step": trained.step}})
-    CheckpointFolder(to.checkpoints).write(checkpoint, step=trained.step)
+    checkpoint = Checkpoint(model=weights, state={}, meta={"progress": {"step": step}})
+    CheckpointFolder(to.checkpoints).write(checkpoint, step=step)
 
 
 def _save(run: RunDir, to: Path, *, chat: bool) -> None:

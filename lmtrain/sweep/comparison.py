@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lmtrain.config.schema import TrackingConfig
+from lmtrain.inference.serving import save_mlflow_model
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import read_metrics
-from lmtrain.tracking.mlflow import finish_parent
+from lmtrain.tracking.mlflow.mirror import finish_sweep
 from lmtrain.tracking.plots import plot_comparison, plot_objective
+from lmtrain.tracking.run_info import SweepEnding
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +112,12 @@ def sum_up(sweep_dir: Path, objective_name: str, tracking: TrackingConfig, *, st
             log.warning("%s changed while these runs were made: they do not compare", name)
         files = write_files(comparison, sweep_dir, objective_name)
         log.info("sweep folder %s: comparison.csv and plots/", sweep_dir)
-        if math.isfinite(best := comparison.rows[0].objective):
-            metrics[f"best {objective_name}"] = best
-    finish_parent(tracking, sweep_dir, artifacts=files, metrics=metrics, status=status)
+        if math.isfinite(lowest := comparison.rows[0].objective):
+            metrics[f"best {objective_name}"] = lowest
+    if comparison.rows:
+        best = comparison.rows[0].folder.path if metrics else None
+        ending = SweepEnding(status=status, time=time.time(), metrics=metrics, files=files, best=best)
+        finish_sweep(tracking, sweep_dir, ending, save_mlflow_model)
     if sweep_dir.is_dir() and not any(sweep_dir.glob("*/config.yaml")):
         (sweep_dir / "multirun.yaml").unlink(missing_ok=True)  # Hydra wrote it before any run was refused
         RunDir(sweep_dir).discard_if_unused()

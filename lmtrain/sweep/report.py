@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -23,6 +24,7 @@ from optuna.trial import FrozenTrial
 from lmtrain.config.saved import dump_yaml
 from lmtrain.config.schema import TrackingConfig
 from lmtrain.errors import Interrupted
+from lmtrain.inference.serving import save_mlflow_model
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.advice import advise
 from lmtrain.sweep.confirmation import Confirmation, read_confirmation, write_confirmation
@@ -32,7 +34,8 @@ from lmtrain.sweep.study import StudyPlan, attempts_of, outcome_of
 from lmtrain.sweep.tables import summary
 from lmtrain.sweep.wording import short_count, short_names, short_score, short_value
 from lmtrain.tracking.background import one_line
-from lmtrain.tracking.mlflow import finish_parent
+from lmtrain.tracking.mlflow.mirror import finish_sweep
+from lmtrain.tracking.run_info import SweepEnding
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,9 @@ def reported(plan: StudyPlan, tracking: TrackingConfig) -> Iterator[None]:
             files = write_report(study, read_confirmation(plan.folder, plan.storage)) if study.ended else []
             if files:
                 log.info("report %s", RunDir(files[0]))
-            finish_parent(tracking, study.folder, files, _numbers(study), status)
+            best = None if study.best is None else study.folder_of(study.best)
+            ending = SweepEnding(status=status, time=time.time(), metrics=_numbers(study), files=files, best=best)
+            finish_sweep(tracking, study.folder, ending, save_mlflow_model)
         except Exception as error:
             log.warning("the report cannot be written (%s); again with: lmtrain sweep report DIR", one_line(error))
 

@@ -5,10 +5,12 @@ Only describes. Does not choose a device, and imports no library to learn its ve
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +54,17 @@ def describe_environment() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "gpus": _gpu_names(),
     }
+
+
+def describe_origin() -> dict[str, str]:
+    """Who runs what, where, from which code: user, host, program; in a checkout git.commit, git.branch, git.dirty."""
+    origin = {"host": platform.node(), "program": sys.argv[0]}
+    with suppress(KeyError, OSError):  # a container may run under a user id without a name
+        origin["user"] = getpass.getuser()
+    if (state := git_state(Path.cwd())) is not None:
+        dirty = str(state.dirty).lower()
+        origin |= {"git.commit": state.commit, "git.branch": state.branch, "git.dirty": dirty}
+    return origin
 
 
 def git_state(folder: Path) -> GitState | None:

@@ -23,6 +23,10 @@ from typing import Any
 from lmtrain.errors import RunFolderError
 
 METRICS_FILE = "metrics.jsonl"
+
+CLOCKS = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
+"""What a repetition of a run does not measure again to the bit, besides `system/…`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -75,6 +79,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         {key: math.nan if value is None else value for key, value in record.items()}
         for record, _ in _parse_lines(complete, path)
     ]
+
+
+def without_clocks(record: Mapping[str, float]) -> dict[str, float]:
+    """What of a record is the same, to the bit, when the run is repeated on the same machine."""
+    return {name: value for name, value in record.items() if name not in CLOCKS and not name.startswith("system/")}
 
 
 def truncate_after(path: Path, step: int) -> None:

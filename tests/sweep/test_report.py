@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from studies import begun, end
 
-from lmtrain.config.schema import NoTrackingConfig
+from lmtrain.config.schema import TrackingConfig
 from lmtrain.errors import Interrupted
 from lmtrain.sweep import report
 from lmtrain.sweep.landscape import importances
@@ -318,13 +318,13 @@ def test_the_timeline_shows_workers_and_cuts_pauses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [Interrupted("stopped by SIGINT", 2), KeyError("a bug")])
 def test_a_study_that_ends_early_has_its_report_too(tmp_path: Path, error: Exception) -> None:
     study = mixed(tmp_path)
-    with pytest.raises(type(error)), reported(study.plan, NoTrackingConfig()):
+    with pytest.raises(type(error)), reported(study.plan, TrackingConfig()):
         raise error
     assert "The study has not ended: 4 trials to go" in Page(tmp_path / "report.html").text
 
 
 def test_a_study_in_which_nothing_ended_has_no_report(tmp_path: Path) -> None:
-    with reported(begun(tmp_path).plan, NoTrackingConfig()):
+    with reported(begun(tmp_path).plan, TrackingConfig()):
         pass
     assert not (tmp_path / "report.html").exists()
 
@@ -337,7 +337,7 @@ def test_a_report_that_fails_does_not_hide_how_the_study_ended(
 
     monkeypatch.setattr(report, "draw_study", fail)
     study = mixed(tmp_path)
-    with caplog.at_level(logging.WARNING), pytest.raises(Interrupted), reported(study.plan, NoTrackingConfig()):
+    with caplog.at_level(logging.WARNING), pytest.raises(Interrupted), reported(study.plan, TrackingConfig()):
         raise Interrupted("stopped by SIGINT", 2)
     assert "the report cannot be written" in caplog.text
     assert "no space left" in caplog.text

@@ -62,7 +62,7 @@ from lmtrain.config.schema.tokenizer import (
     SentencePieceUnigramConfig,
     TokenizerConfig,
 )
-from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, TrackingConfig
+from lmtrain.config.schema.tracking import TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
 __all__ = [
@@ -90,11 +90,9 @@ __all__ = [
     "LinearConfig",
     "LionConfig",
     "MixtureConfig",
-    "MlflowConfig",
     "ModelConfig",
     "MomentsConfig",
     "MuonConfig",
-    "NoTrackingConfig",
     "OptimizerConfig",
     "PairsConfig",
     "ParallelConfig",

@@ -55,7 +55,7 @@ from lmtrain.config.schema.tokenizer import (
     SentencePieceUnigramConfig,
     TokenizerConfig,
 )
-from lmtrain.config.schema.tracking import MlflowConfig, NoTrackingConfig, TrackingConfig
+from lmtrain.config.schema.tracking import TrackingConfig
 from lmtrain.config.schema.trainer import ParallelConfig, PrecisionConfig, TrainerConfig
 
 LOSSES = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
@@ -214,6 +214,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "precision": {"_precision": PrecisionConfig},
     "trainer": {"_trainer": TrainerConfig},
     "parallel": {"_parallel": ParallelConfig},
-    "tracking": {"_none": NoTrackingConfig, "_mlflow": MlflowConfig},
+    "tracking": {"_tracking": TrackingConfig},
     "sweep": {"_sweep": SweepConfig},
 }

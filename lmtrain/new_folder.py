@@ -35,7 +35,7 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
         yield draft
         for path in (*draft.rglob("*"), draft):
-            _sync(path)
+            sync(path)
         draft.rename(folder)
     except (OSError, SafetensorError) as error:
         raise cannot_write(folder, error) from error
@@ -53,7 +53,8 @@ def cannot_write(folder: Path, error: Exception) -> LmtrainError:
     return kind(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive the machine going down."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -294,7 +294,7 @@ def test_a_failed_write_in_the_background_is_raised_by_the_next_call(
     writer, parts = CheckpointWriter(CheckpointFolder(tmp_path)), build(seed=0)
     writer.save(capture(*parts, {"step": 1}), step=1)
     writer.wait()
-    monkeypatch.setattr("lmtrain.training.checkpoint._sync", raise_full_disk)
+    monkeypatch.setattr("lmtrain.training.checkpoint.sync", raise_full_disk)
     writer.save(capture(*parts, {"step": 2}), step=2)
     with pytest.raises(RunError, match="No space left"):
         writer.wait()

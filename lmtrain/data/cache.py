@@ -21,6 +21,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from lmtrain.config.schema import DataConfig
+from lmtrain.new_folder import sync
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -68,20 +69,12 @@ def draft_of(folder: Path) -> Iterator[Path]:
 def publish(draft: Path, folder: Path) -> None:
     """Make a complete draft the entry, safe against a crash of the machine. Replaces a damaged entry."""
     for path in draft.iterdir():
-        _sync(path)
-    _sync(draft)
+        sync(path)
+    sync(draft)
     if folder.exists():
         shutil.rmtree(folder)
     draft.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder.parent)
 
 
 def manifests(cache: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmtrain.errors import CheckpointError, NewerFormatError, RunError, WeightsOnlyError
+from lmtrain.new_folder import sync
 
 log = logging.getLogger(__name__)
 
@@ -232,15 +232,15 @@ class CheckpointFolder:
             sums = {file: _sha256(partial / file) for file in (*parts, META)}
             (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=2))
             for file in (*parts, META, MANIFEST):
-                _sync(partial / file)
-            _sync(partial)
+                sync(partial / file)
+            sync(partial)
             if final.exists():  # left by an attempt that was killed just before it pointed `last` here
                 shutil.rmtree(final)
             partial.rename(final)
         except BaseException:  # give the room back: others need it on a full disk
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync(self.folder)
+        sync(self.folder)
         return final
 
     def _point(self, name: str, target: Path) -> None:
@@ -337,11 +337,3 @@ class CheckpointWriter:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

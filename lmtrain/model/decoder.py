@@ -39,10 +39,11 @@ class Block(nn.Module):
 class Decoder(Transformer):
     """A stack of blocks; each token sees itself and those before it, or the last `sliding_window` of them."""
 
+    config: DecoderConfig
+
     def __init__(self, config: DecoderConfig, *, vocab_size: int, seq_len: int, dropout: float) -> None:
         blocks = nn.ModuleList(Block(config, dropout=dropout) for _ in range(config.num_layers))
         super().__init__(config, {"blocks": blocks}, vocab_size=vocab_size, seq_len=seq_len, dropout=dropout)
-        self.config = config
 
     def forward(
         self, tokens_BT: Tensor, cache: KeyValueCache | None = None, documents_BT: Tensor | None = None

@@ -11,7 +11,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from lmtrain.config.schema import EncoderDecoderConfig
-from lmtrain.model.attend import PAST, Visible, chooses_flex, visible_past
+from lmtrain.model.attend import Visible, chooses_flex, visible_past
 from lmtrain.model.attention import CrossAttention, KeysAndValues
 from lmtrain.model.cache import KeyValueCache, LayerCache, Memory
 from lmtrain.model.decoder import Block
@@ -54,6 +54,7 @@ class EncoderDecoder(Transformer):
     Positions are those of the config in each of the two stacks; attention to the source has none of its own.
     """
 
+    config: EncoderDecoderConfig
     encoder_blocks: nn.ModuleList
     encoder_position: AddedPositions | None
     encoder_norm: nn.Module
@@ -66,7 +67,6 @@ class EncoderDecoder(Transformer):
             "blocks": nn.ModuleList(DecoderBlock(config, dropout=dropout) for _ in range(config.num_decoder_layers)),
         }
         super().__init__(config, stacks, vocab_size=vocab_size, seq_len=seq_len, dropout=dropout)
-        self.config = config
 
     def forward(
         self,
@@ -130,4 +130,4 @@ class EncoderDecoder(Transformer):
         if cache is not None and length == 1:
             return cache.visible()
         flex = chooses_flex(self.config.attention, self.device, sparse=False, dropout=0.0)
-        return visible_past(length, self.device, flex=flex) if flex else PAST
+        return visible_past(length, self.device, flex=flex)

@@ -41,6 +41,7 @@ class Transformer(nn.Module):
     ) -> None:
         """`stacks`: the modules between embedding and logits, by name; initial values are drawn in their order."""
         super().__init__()
+        self.config = config
         self.vocab_size = vocab_size
         self.seq_len = seq_len
         self.embedding = Embedding(vocab_size, config.d_model)
@@ -51,8 +52,6 @@ class Transformer(nn.Module):
             self.add_module(name, stack)
         self.norm = build_norm(config)
         self.head = None if config.tie_embeddings else Linear(config.d_model, vocab_size, bias=False)
-        self.logit_softcap = config.logit_softcap
-        self.head_shape = (config.kv_heads, config.head_dim)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +66,7 @@ class Transformer(nn.Module):
         """
         return KeyValueCache(
             num_layers=len(self.blocks),
-            head_shape=self.head_shape,
+            head_shape=(self.config.kv_heads, self.config.head_dim),
             batch_size=batch_size,
             capacity=capacity or self.seq_len,
             like=self.embedding.weight,
@@ -97,8 +96,8 @@ class Transformer(nn.Module):
         """Of what the last block gave, [B, T, V]. A soft cap is that of Gemma 2 (arXiv:2408.00118, section 2)."""
         head_VD = self.embedding.weight if self.head is None else self.head.weight
         logits_BTV = F.linear(self.norm(x_BTD), head_VD)
-        if self.logit_softcap is not None:
-            logits_BTV = self.logit_softcap * torch.tanh(logits_BTV / self.logit_softcap)
+        if (softcap := self.config.logit_softcap) is not None:
+            logits_BTV = softcap * torch.tanh(logits_BTV / softcap)
         return logits_BTV
 
     def _require_room(self, length: int, cache: KeyValueCache | None) -> None:

@@ -14,6 +14,9 @@ from typing import Any, ClassVar
 from lmtrain.config.schema import DecoderConfig
 from lmtrain.errors import CheckpointError
 
+NO_ROOM: dict[str, tuple[object, ...]] = {"qk_norm": (False,), "logit_softcap": (None,), "sliding_window": (None,)}
+"""Settings that no format here has room for, each with the value that says it is not in use."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -70,7 +73,7 @@ class Format(ABC):
 
     def obstacles(self, config: DecoderConfig) -> dict[str, object]:
         """Settings that this format has no room for, each with the value to take instead."""
-        room = self.room(config)
+        room = {**self.room(config), **NO_ROOM}
         return {name: values[0] for name, values in room.items() if getattr(config, name) not in values}
 
 

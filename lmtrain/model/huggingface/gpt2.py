@@ -31,9 +31,6 @@ class Gpt2(Format):
             "position": ("learned",),
             "num_kv_heads": (None, config.num_heads),
             "activation": tuple(ACTIVATIONS),
-            "qk_norm": (False,),
-            "logit_softcap": (None,),
-            "sliding_window": (None,),
         }
 
     def describe(self, described: Described) -> dict[str, Any]:

@@ -31,9 +31,6 @@ class Llama(Format):
             "norm": ("rmsnorm",),
             "position": ("rotary",),
             "activation": tuple(ACTIVATIONS),
-            "qk_norm": (False,),
-            "logit_softcap": (None,),
-            "sliding_window": (None,),
         }
 
     def describe(self, described: Described) -> dict[str, Any]:

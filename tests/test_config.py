@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 import pytest
+import yaml
 from command_line import ROOT, CommandLine
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import Phase, given, settings
@@ -21,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, explain
-from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG, to_yaml
+from lmtrain.config.saved import PRIMARY_CONFIG, SAVED_CONFIG, dump_yaml, to_yaml
 from lmtrain.config.schema import SCHEMAS, ExperimentConfig
 from lmtrain.errors import ConfigError
 
@@ -341,6 +342,22 @@ def test_a_saved_config_composes_to_the_same_settings(data: st.DataObject, tmp_p
     folder = tmp_path_factory.mktemp("run")
     (folder / f"{SAVED_CONFIG}.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert comparable(parse(config_dir=folder, config_name=SAVED_CONFIG)) == comparable(config)
+
+
+@pytest.mark.parametrize("option", ["_mlflow", "_none"])
+def test_a_config_saved_before_several_trackers_could_be_chosen_still_composes(tmp_path: Path, option: str) -> None:
+    saved = yaml.safe_load(to_yaml(parse("lr=0.003")))
+    saved["defaults"] = [
+        {"override /tracking": option} if entry == {"override /tracking": "_tracking"} else entry
+        for entry in saved["defaults"]
+    ]
+    saved["tracking"] = {"uri": "sqlite:///a.db", "experiment": "x", "run_name": None, "close_timeout": 60.0}
+    if option == "_none":
+        saved["tracking"] = {}
+    (tmp_path / f"{SAVED_CONFIG}.yaml").write_text(dump_yaml(saved))
+    config = parse(config_dir=tmp_path, config_name=SAVED_CONFIG)
+    assert (config.lr, config.tracking.mlflow) == (0.003, option == "_mlflow")
+    assert config.tracking.uri == ("sqlite:///a.db" if config.tracking.mlflow else None)
 
 
 def test_a_saved_config_takes_overrides(tmp_path: Path) -> None:

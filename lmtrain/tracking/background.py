@@ -75,6 +75,27 @@ class Request:
             self.since = None
 
 
+def wait_for(thread: threading.Thread, request: Request, *, patience: float, timeout: float) -> str:
+    """Wait until a thread that talks to a server has ended, and say so if it is not worth waiting any longer.
+
+    Args:
+        patience: seconds that a request of the thread may go without an answer.
+        timeout: seconds in all.
+
+    Returns:
+        What the server failed to do; empty if the thread has ended.
+    """
+    deadline = time.monotonic() + timeout
+    while thread.is_alive():
+        thread.join(0.02)
+        now, asked = time.monotonic(), request.since
+        if asked is not None and now - asked > patience:
+            return "does not answer"
+        if now > deadline:
+            return f"did not take everything within {timeout:g} s"
+    return ""
+
+
 class BackgroundTracker:
     """Mirrors one run from a thread of its own; every method but `finish` returns at once.
 
@@ -130,17 +151,12 @@ class BackgroundTracker:
     def finish(self) -> None:
         if self._thread is None:
             return
-        began_closing = time.monotonic()
         self._closing.set()
         self.log(None)  # type: ignore[arg-type]  # wakes the thread
-        patience = max(SHORTEST_SILENCE, SILENCE * (began_closing - self._began))
-        while self._thread.is_alive():
-            self._thread.join(0.02)
-            now, asked = time.monotonic(), self._request.since
-            if asked is not None and now - asked > patience:
-                return self._warn("does not answer")
-            if now - began_closing > self._close_timeout:
-                return self._warn(f"did not take everything within {self._close_timeout:g} s")
+        patience = max(SHORTEST_SILENCE, SILENCE * (time.monotonic() - self._began))
+        problem = wait_for(self._thread, self._request, patience=patience, timeout=self._close_timeout)
+        if problem:
+            self._warn(problem)
 
     def _work(self) -> None:
         """The thread: open the mirror, then send what comes until the end or until it cannot be used."""

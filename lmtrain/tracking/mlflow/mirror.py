@@ -19,7 +19,7 @@ from filelock import FileLock
 from lmtrain.config.schema import TrackingConfig
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
-from lmtrain.tracking.background import BackgroundTracker, Request
+from lmtrain.tracking.background import SHORTEST_SILENCE, SILENCE, BackgroundTracker, Request, wait_for
 from lmtrain.tracking.metrics_file import read_metrics
 from lmtrain.tracking.mlflow.connection import (
     Store,
@@ -148,18 +148,21 @@ def finish_sweep(
         return
     sweep = SweepInfo.of(folder)
     ending.write(folder)
+    remedy = f"later, lmtrain track sync {RunDir(folder)} makes MLflow complete"
     if not config.mlflow or known_run(folder) is None:
         return
 
+    server, request = f"MLflow at {redact(tracking_uri(config, folder))}", Request()
+
     def work() -> None:
         try:
-            store = connect(config, folder)
+            store = connect(config, folder, request)
             finish_parent(open_parent(store, sweep, {}), config, folder, ending, write_model)
         except Exception as error:
-            log.warning("MLflow at %s cannot be used (%s)", redact(tracking_uri(config, folder)), explain_error(error))
+            log.warning("%s cannot be used (%s); %s", server, explain_error(error), remedy)
 
     thread = threading.Thread(target=work, name="mlflow", daemon=True)
     thread.start()
-    thread.join(config.close_timeout)
-    if thread.is_alive():
-        log.warning("MLflow did not take the sweep's parent run within %g s", config.close_timeout)
+    patience = max(SHORTEST_SILENCE, SILENCE * (ending.time - sweep.started))
+    if problem := wait_for(thread, request, patience=patience, timeout=config.close_timeout):
+        log.warning("%s %s; %s", server, problem, remedy)

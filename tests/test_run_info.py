@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import time
@@ -29,12 +30,18 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert RunInfo.read(tmp_path) == info
 
 
-def test_a_run_in_a_sweep_folder_belongs_to_it(tmp_path: Path) -> None:
-    info_of(tmp_path / "0000").write()
-    assert RunInfo.read(tmp_path / "0000").sweep is None
-    sweep = SweepInfo.of(tmp_path, "rates")
-    assert RunInfo.read(tmp_path / "0000").sweep == sweep
-    assert (sweep.name, SweepInfo.of(tmp_path, "another name")) == ("rates", sweep)
+def test_a_run_of_a_sweep_belongs_to_it_wherever_they_are_moved(tmp_path: Path) -> None:
+    sweep_folder = tmp_path / "there"
+    run = sweep_folder / "confirm" / "0000"
+    run.mkdir(parents=True)
+    sweep = SweepInfo.of(sweep_folder, "rates")
+    assert (sweep.name, SweepInfo.of(sweep_folder, "another name")) == ("rates", sweep)
+    dataclasses.replace(info_of(run), sweep=sweep).write()
+    assert RunInfo.read(run).sweep == sweep
+    moved = sweep_folder.rename(tmp_path / "here")
+    assert RunInfo.read(moved / "confirm" / "0000").sweep == dataclasses.replace(sweep, folder=moved)
+    alone = (moved / "confirm" / "0000").rename(tmp_path / "alone")
+    assert RunInfo.read(alone).sweep is None
 
 
 def _identify(folder: Path) -> str:

@@ -6,6 +6,7 @@ Owns `run.json` of a run folder and `sweep.json` of a sweep folder. Knows no mir
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,8 @@ class RunInfo:
     def write(self) -> None:
         """Keep it in the run folder."""
         content = asdict(self)
-        del content["folder"], content["sweep"]
+        del content["folder"]
+        content["sweep"] = None if self.sweep is None else os.path.relpath(self.sweep.folder, self.folder)
         write_atomically(RunDir(self.folder).description, json.dumps(content, indent=2, default=str))
 
     @classmethod
@@ -126,8 +128,10 @@ class RunInfo:
         content = _read_json(run.description) if run.description.exists() else _derived(run)
         if content["dataset"] is not None:
             content["dataset"] = DatasetInfo(**content["dataset"])
-        sweep = SweepInfo.of(folder.parent) if (folder.parent / SWEEP_FILE).exists() else None
-        return cls(**content, folder=folder, sweep=sweep)
+        if content["sweep"] is not None:  # they may have been moved, together or apart
+            sweep_folder = Path(os.path.normpath(folder / content["sweep"]))
+            content["sweep"] = SweepInfo.of(sweep_folder) if (sweep_folder / SWEEP_FILE).exists() else None
+        return cls(**content, folder=folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +175,7 @@ def _derived(run: RunDir) -> dict[str, Any]:
         "started": started,
         "attempt": int(max((record["attempt"] for record in records), default=0)),
         "dataset": None,
+        "sweep": ".." if (run.path.parent / SWEEP_FILE).exists() else None,
     }
 
 

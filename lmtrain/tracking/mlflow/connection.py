@@ -176,7 +176,10 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: the server is away, or had a fault of its own."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, MlflowException) and int(error.get_http_status_code()) >= 500  # type: ignore[no-untyped-call]
+    if not isinstance(error, MlflowException):
+        return False
+    status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+    return status >= 500 or status == 429  # too many requests
 
 
 def is_refused(error: BaseException) -> bool:

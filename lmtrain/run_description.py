@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lmtrain.data.prepared import PreparedData
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
@@ -27,13 +29,19 @@ def describe_run(
         name=folder.path.name if origin.sweep_dir is None else f"{config.sweep.name}/{folder.path.name}",
         folder=folder.path,
         params={**params, **earlier.params} if earlier else params,
-        tags={**session.tags, "data": data.name, **texts, **origin.tags},
+        tags={**session.tags, "data": data.name, **texts, **_trial(folder, origin)},
         origin=describe_origin(),
         started=earlier.started if earlier else started,
         attempt=attempt,
         dataset=_describe_dataset(session, data),
         sweep=None if origin.sweep_dir is None else SweepInfo.of(origin.sweep_dir, config.sweep.name),
     )
+
+
+def _trial(folder: RunDir, origin: Origin) -> Mapping[str, str]:
+    """The number of a run in its multirun: a study says it, runs of a grid have it for a name."""
+    is_numbered = origin.sweep_dir is not None and folder.path.name.isdecimal()
+    return {**({"trial": str(int(folder.path.name))} if is_numbered else {}), **origin.tags}
 
 
 def _describe_dataset(session: Session, data: PreparedData) -> DatasetInfo:

@@ -92,6 +92,8 @@ def test_mlflow_gets_every_run_of_a_grid_below_one_parent(grid: Grid) -> None:
     children = [mirrored(sweep_dir / name) for name in ("0000", "0001")]
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert [child.data.tags["trial"] for child in children] == ["0", "1"]
+    assert {child.data.tags["study"] for child in children} == {"rates"}
     assert "comparison.csv" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
 
     assert [float(child.data.params["lr"]) for child in children] == [1e-5, 1e-2]

@@ -75,6 +75,7 @@ def test_a_grid_leaves_its_comparison_behind(grid: Grid) -> None:
     assert [float(row["val/loss"]) for row in rows] == [
         result_of(sweep_dir / row["run"])["metrics"]["val/loss"] for row in rows
     ]
+    assert (sweep_dir / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert {"comparison.png", "objective.png"} <= {path.name for path in (sweep_dir / "plots").iterdir()}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (sweep_dir / "plots").iterdir())
 
@@ -94,7 +95,9 @@ def test_mlflow_gets_every_run_of_a_grid_below_one_parent(grid: Grid) -> None:
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert [child.data.tags["trial"] for child in children] == ["0", "1"]
     assert {child.data.tags["study"] for child in children} == {"rates"}
-    assert "comparison.csv" in {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
+    assert {"comparison.csv", "report.html"} <= {
+        artifact.path for artifact in client.list_artifacts(parent.info.run_id)
+    }
 
     assert [float(child.data.params["lr"]) for child in children] == [1e-5, 1e-2]
     chosen = {"tokenizer": "byte", "model.d_model": "16", "batch_size": "4"}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lmtrain.tracking.comparison_plots import plot_comparison, plot_objective
 from lmtrain.tracking.histograms import Histogram, append_histograms
-from lmtrain.tracking.plots import plot_comparison, plot_objective, plot_run
+from lmtrain.tracking.plots import plot_run
 
 
 def run_records(num: int = 30, **extra: float) -> list[dict[str, float]]:
@@ -30,7 +31,7 @@ def is_png(path: Path) -> bool:
 
 def test_plot_run_writes_loss_and_training(tmp_path: Path) -> None:
     written = plot_run(run_records(), tmp_path / "plots")
-    assert [path.name for path in written] == ["loss.png", "training.png"]
+    assert [path.name for path in written] == ["loss.png", "evaluation.png", "training.png"]
     assert all(is_png(path) for path in written)
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
@@ -97,7 +98,7 @@ def test_diagnostics_are_drawn_for_models_of_any_depth(tmp_path: Path, num_steps
         layers = {f"block_{i:02d}": Histogram(-1.0, 1.0, [step, 0, 3]) for i in range(num_layers)}
         append_histograms(tmp_path / "histograms.jsonl", step, layers)
     written = plot_run([*run_records(), *diagnosed(num_steps, num_layers)], tmp_path, tmp_path / "histograms.jsonl")
-    names = ["loss.png", "training.png", "gradient_flow.png", "parameter_histograms.png"]
+    names = ["loss.png", "evaluation.png", "training.png", "gradient_flow.png", "parameter_histograms.png"]
     assert [path.name for path in written] == names
     assert all(is_png(path) for path in written)
 

@@ -13,6 +13,7 @@ from typing import NoReturn, cast
 from lmtrain.errors import ConfigError
 
 COMMANDS = {
+    "compare": "lmtrain.commands.compare",
     "data": "lmtrain.commands.data",
     "evaluate": "lmtrain.commands.evaluate",
     "export": "lmtrain.commands.export",

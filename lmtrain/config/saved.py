@@ -60,15 +60,19 @@ def flat_settings(content: Mapping[str, Any]) -> dict[str, Any]:
     return flat | _flat_values("", {key: value for key, value in content.items() if key != "defaults"})
 
 
-WATCHING = frozenset(
+PATHS = frozenset(
     [
-        *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
-        *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every"),
         *("data.path", "data.val_path", "data.test_path", "data.target_path", "data.cache_dir", "tokenizer.path"),
         *("data.val_target_path", "data.test_target_path", "model_store"),
     ]
 )
-"""Settings that no result depends on: how a run is watched, where models and the same text lie (sums are checked)."""
+"""Where a machine keeps models and what a run reads: sums are checked, not places."""
+
+WATCHING = PATHS | {
+    *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
+    *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every"),
+}
+"""Settings that no result depends on: those, and how a run is watched."""
 
 FREE_ON_RESUME = WATCHING | {
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.patience", "trainer.min_delta"),
@@ -112,7 +116,7 @@ def saved_model(saved_text: str) -> tuple[ModelConfig, int]:
 def study_settings(config: ExperimentConfig) -> dict[str, str]:
     """The settings that all trials of a study share, by dotted key."""
     flat = flat_settings(load_yaml(to_yaml(config)))
-    return {key: str(value) for key, value in flat.items() if not _is_among(UNSEEN_IN_RESULTS, key)}
+    return {key: str(value) for key, value in flat.items() if not is_among(UNSEEN_IN_RESULTS, key)}
 
 
 def resume_differences(saved_text: str, config: ExperimentConfig, free: Collection[str] = FREE_ON_RESUME) -> list[str]:
@@ -121,12 +125,12 @@ def resume_differences(saved_text: str, config: ExperimentConfig, free: Collecti
     The settings in `free`, `force` and those of tracking may.
     """
     old, new = (flat_settings(load_yaml(text)) for text in (saved_text, to_yaml(config)))
-    keys = [key for key in {**old, **new} if not _is_among(free, key)]
+    keys = [key for key in {**old, **new} if not is_among(free, key)]
     return [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if key != "force" and old.get(key) != new.get(key)]
 
 
-def _is_among(free: Collection[str], key: str) -> bool:
-    """Whether a setting may differ: those of a source in a mixture are as free as those of the data."""
+def is_among(free: Collection[str], key: str) -> bool:
+    """Whether a setting is one of those, or of tracking: a source in a mixture is as free as the data."""
     return re.sub(r"^data\.sources\.\w+\.", "data.", key) in free or key.startswith("tracking")
 
 

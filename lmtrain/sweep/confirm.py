@@ -22,17 +22,12 @@ from optuna.trial import FrozenTrial, TrialState
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.errors import ConfigError
 from lmtrain.run import RunResult, StudyJudge
+from lmtrain.sweep.confirmation import CONFIRM_FOLDER, SEED, TRIAL
 from lmtrain.sweep.coordinator import open_study, run_workers
 from lmtrain.sweep.study import SharedStudy, StudyPlan, outcome_of
 from lmtrain.sweep.worker import Train
 
 log = logging.getLogger(__name__)
-
-CONFIRM_FOLDER = "confirm"
-"""Inside a sweep folder, and the end of the name of the study of reruns."""
-
-TRIAL, SEED = "candidate", "seed"
-"""The parameters of a rerun: the trial that is repeated, and with which seed."""
 
 _POINTS = "points"  # attribute of the study: (trial, seed) of each rerun, only ever added to
 _LOOK_AGAIN_SECONDS = 1.0

@@ -16,13 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.run_dir import STUDY_FILE
-from lmtrain.sweep.confirm import CONFIRM_FOLDER, SEED, TRIAL
 from lmtrain.sweep.reading import ReadStudy, kind_of, read_study
 from lmtrain.sweep.statistics import BEST, LEVEL, TIED, Interval, Judgement, judge, judge_alone
 from lmtrain.sweep.storage import is_url
 from lmtrain.sweep.terminal import new_table, output
 from lmtrain.sweep.wording import short_names, short_value
 from lmtrain.tracking.drawing import BLUE, GREY, INK, VERMILION, new_figure, save_figure
+
+CONFIRM_FOLDER = "confirm"
+"""Inside a sweep folder, and the end of the name of the study of reruns."""
+
+TRIAL, SEED = "candidate", "seed"
+"""The parameters of a rerun: the trial that is repeated, and with which seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ what pruned trials tell.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ _MAX_PAIRED = 4  # settings whose pairs are drawn as contours
 _FOREST = 16  # trees of fANOVA; 64 change the shares by 0.02 and take four times as long
 
 
+@functools.lru_cache(maxsize=4)  # the contours ask again
 def importances(study: ReadStudy, objective: int = 0) -> dict[str, float]:
     """Share of an objective's variance over the trials that each setting explains, largest first.
 

@@ -167,19 +167,20 @@ def draw_timeline(study: ReadStudy) -> Figure | str:
     span = max(bar.ended - _shift(shifts, bar.begun) for bar in bars)
     unit, seconds = ("hours", 3600.0) if span > 7200 else ("minutes", 60.0) if span > 120 else ("seconds", 1.0)
     figure, (axes,) = new_figure(width=9.0, panel_height=1.5 + 0.5 * len(workers))
-    for bar in bars:
-        begin, length = bar.begun - _shift(shifts, bar.begun), bar.ended - bar.begun
-        row = workers.index(bar.worker)
-        axes.barh(
-            row,
-            length / seconds,
-            left=begin / seconds,
-            height=0.72,
-            color=_BAR_COLOURS[bar.kind],
-            hatch=None if bar.is_last else "///",
-            edgecolor="white",
-            linewidth=0.6,
-        )
+    rows = [workers.index(bar.worker) for bar in bars]
+    begins = [bar.begun - _shift(shifts, bar.begun) for bar in bars]
+    lengths = [bar.ended - bar.begun for bar in bars]
+    drawn = axes.barh(
+        rows,
+        [length / seconds for length in lengths],
+        left=[begin / seconds for begin in begins],
+        height=0.72,
+        color=[_BAR_COLOURS[bar.kind] for bar in bars],
+        edgecolor="white",
+        linewidth=0.6,
+    )
+    for bar, patch, row, begin, length in zip(bars, drawn, rows, begins, lengths, strict=True):
+        patch.set_hatch(None if bar.is_last else "///")
         if length > _LABELLED_SHARE * span:
             middle = (begin + length / 2) / seconds
             axes.annotate(str(bar.number), (middle, row), ha="center", va="center", fontsize=8, color="white")

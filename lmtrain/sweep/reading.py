@@ -34,7 +34,7 @@ _STATUS_OF_STATE = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned
 _TAIL_BYTES = 4096  # of a metrics file; its last record is far shorter
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StudyDescription:
     """What `study.yaml` says."""
 
@@ -137,7 +137,7 @@ def reader_of(plan: StudyPlan) -> StudyReader:
     return StudyReader(plan.folder, describe_study(plan), plan.storage)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ReadStudy(StudyDescription):
     """A study at one moment."""
 

@@ -5,7 +5,6 @@ Reads a study and its run folders; may be written at any time, and again.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import csv
 import io
@@ -15,7 +14,6 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from lmtrain.inference.serving import save_mlflow_model
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.advice import advise
 from lmtrain.sweep.confirmation import Confirmation, read_confirmation, write_confirmation
+from lmtrain.sweep.page import data_uri, fill_page
 from lmtrain.sweep.pictures import Picture, draw_study
 from lmtrain.sweep.reading import KINDS, ReadStudy, kind_of, reader_of, seconds_of, status_of
 from lmtrain.sweep.study import StudyPlan, attempts_of, outcome_of
@@ -173,23 +172,19 @@ def _instant(seconds: float | None) -> str | None:
 def _page(
     study: ReadStudy, pictures: Sequence[Picture], confirmation: Confirmation | None, confirmed: Sequence[Path]
 ) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    template = environment.from_string(files("lmtrain.sweep").joinpath("report.html.j2").read_text(encoding="utf-8"))
     names = short_names(study.parameters)
-    return template.render(
+    return fill_page(
+        "report.html.j2",
         study=study,
         names=names,
         summary=summary(study),
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         budget=None if study.budget_tokens is None else short_count(study.budget_tokens),
         winners=[_winner(study, trial) for trial in study.pareto],
         advice=advise(study, is_confirmed=confirmation is not None),
         conclusions=[] if confirmation is None else confirmation.conclusions(),
-        confirmed=[_data_uri(path) for path in confirmed if path.suffix == ".png"],
+        confirmed=[data_uri(path) for path in confirmed if path.suffix == ".png"],
         rows=[_row(study, trial) for trial in sorted(study.trials, key=lambda trial: _order(study, trial))],
-        pictures=[(picture, _data_uri(picture.path)) for picture in pictures if picture.path is not None],
+        pictures=[(picture, data_uri(picture.path)) for picture in pictures if picture.path is not None],
         missing=[picture for picture in pictures if picture.path is None],
     )
 
@@ -229,7 +224,3 @@ def _row(study: ReadStudy, trial: FrozenTrial) -> dict[str, Any]:
             (str(outcome_of(trial).get("reason") or ""), outcome_of(trial).get("reason")),
         ],
     }
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

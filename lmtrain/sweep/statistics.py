@@ -1,6 +1,6 @@
 """What can be concluded from runs of the same settings with several seeds: intervals, differences, verdicts.
 
-Owns the arithmetic. What is compared, and how it is told, is in `confirmation` and `repetition`. Lower is better.
+Owns the arithmetic. What is compared, and how it is told, is in `confirmation` and `repetition`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Judgement:
     paired: bool = False  # whether the difference is of runs with the same seeds
 
 
-def judge(best: Repeated, others: Sequence[Repeated]) -> list[Judgement]:
+def judge(best: Repeated, others: Sequence[Repeated], *, higher_is_better: bool = False) -> list[Judgement]:
     """How each of `others` compares with `best`.
 
     Paired by seed where two or more seeds are common: what a seed does to all settings alike then cancels. Else Welch's
@@ -71,7 +71,16 @@ def judge(best: Repeated, others: Sequence[Repeated]) -> list[Judgement]:
     """
     found = [_difference(other.values, best.values) for other in others]
     corrected = iter(holm([p_value for _, p_value, _ in filter(None, found)]))
-    return [_judgement(other, one, next(corrected) if one else None) for other, one in zip(others, found, strict=True)]
+    judgements = []
+    for other, one in zip(others, found, strict=True):
+        if one is None:
+            judgements.append(Judgement(verdict=UNSTABLE if other.mishaps else UNKNOWN))
+            continue
+        difference, p_value, paired = one[0], next(corrected), one[2]
+        is_worse = p_value <= 1 - LEVEL and (difference.mean < 0 if higher_is_better else difference.mean > 0)
+        verdict = UNSTABLE if other.mishaps else WORSE if is_worse else TIED
+        judgements.append(Judgement(verdict=verdict, difference=difference, p_value=p_value, paired=paired))
+    return judgements
 
 
 def judge_alone(best: Repeated) -> Judgement:
@@ -86,13 +95,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         reached = max(reached, min(1.0, p_values[index] * (len(p_values) - rank)))
         corrected[index] = reached
     return corrected
-
-
-def _judgement(other: Repeated, found: tuple[Interval, float, bool] | None, p_value: float | None) -> Judgement:
-    if found is None or p_value is None:
-        return Judgement(verdict=UNSTABLE if other.mishaps else UNKNOWN)
-    verdict = UNSTABLE if other.mishaps else TIED if p_value > 1 - LEVEL else WORSE
-    return Judgement(verdict=verdict, difference=found[0], p_value=p_value, paired=found[2])
 
 
 def _difference(ours: Mapping[int, float], best: Mapping[int, float]) -> tuple[Interval, float, bool] | None:

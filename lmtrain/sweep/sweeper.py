@@ -288,7 +288,7 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all runs have ended, also when one of them raised."""
-        from lmtrain.sweep.comparison import sum_up
+        from lmtrain.sweep.summary import sum_up
 
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
         if config.sweep.dry_run or _is_study(config):

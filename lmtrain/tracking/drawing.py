@@ -1,7 +1,8 @@
 """What all pictures share: the look of a figure, colours, and points out of metrics records.
 
 Draws with matplotlib's objects on the Agg canvas: no window, no global state, safe in any thread. Colours are
-those of Okabe and Ito, which people with any colour vision can tell apart.
+those of Okabe and Ito, which people with any colour vision can tell apart; where curves or points must be told apart,
+line styles and markers say the same, for who prints in grey.
 """
 
 from __future__ import annotations
@@ -18,6 +19,29 @@ if TYPE_CHECKING:
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 GREY, INK = "#B8B8B8", "#333333"
+_DASHES = ((), (6, 2), (1.2, 1.6), (6, 2, 1.2, 2))
+_MARKERS = "os^DvPX*<>ph"
+STYLES: tuple[dict[str, Any], ...] = tuple(
+    {"color": PALETTE[i % len(PALETTE)], "dashes": _DASHES[i % len(_DASHES)], "marker": marker}
+    for i, marker in enumerate(_MARKERS)
+)
+"""Looks of curves in one picture, each with a marker of its own; a curve more than these is drawn grey."""
+
+LABELS = {
+    "train/loss": "training loss (nats a token)",
+    "val/loss": "validation loss (nats a token)",
+    "val/perplexity": "validation perplexity",
+    "val/bits_per_byte": "validation bits per byte",
+    "train/lr": "learning rate",
+    "train/grad_norm": "gradient norm",
+    "train/tokens_per_second": "tokens per second",
+    "train/mfu": "model FLOPs utilisation",
+    "train/memory_gib": "memory (GiB)",
+    "run/seconds": "seconds",
+    "run/parameters": "parameters",
+}
+"""Of axes."""
+
 _DPI = 150
 Records = Sequence[Mapping[str, float]]
 
@@ -45,6 +69,15 @@ def new_figure(
         axes.set_axisbelow(True)
         axes.tick_params(colors=INK, labelsize=9)
     return figure, panels
+
+
+def limit_to_typical(axes: Axes, curves: Sequence[Sequence[float]]) -> None:
+    """Let no spike above where the curves began squeeze the rest of the picture flat."""
+    curves = [curve for curve in curves if curve]
+    if curves:
+        lowest, start = min(map(min, curves)), max(curve[0] for curve in curves)
+        margin = 0.05 * (start - lowest) or 0.1
+        axes.set_ylim(lowest - margin, start + margin)
 
 
 def si_formatter() -> Any:

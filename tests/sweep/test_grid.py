@@ -14,7 +14,6 @@ from lmtrain.config.schema import ExperimentConfig
 from lmtrain.errors import RunFolderError
 from lmtrain.origin import Origin
 from lmtrain.run_dir import RunDir
-from lmtrain.sweep.comparison import Comparison, RunRow
 from lmtrain.sweep.grid import run_in_grid
 
 Settings = Callable[..., ExperimentConfig]
@@ -93,10 +92,3 @@ def test_a_smaller_number_of_checkpoints_counts_when_the_grid_is_typed_again(set
     keep_one = dataclasses.replace(settings().sweep, keep_checkpoints=1)
     run_in_grid(dataclasses.replace(settings(), sweep=keep_one), folder, Origin())
     assert not list(folder.glob("checkpoints/step_*"))
-
-
-def test_a_text_that_changed_between_runs_is_told(tmp_path: Path) -> None:
-    texts = [{"book": "1", "notes": "x"}, {"book": "2", "notes": "x"}, {}]
-    rows = [RunRow(RunDir(tmp_path), {}, {"objective": 1.0, "texts": one}) for one in texts]
-    assert Comparison(rows).changed_texts == ["book"]
-    assert Comparison(rows[1:]).changed_texts == []

@@ -27,6 +27,9 @@ METRICS_FILE = "metrics.jsonl"
 CLOCKS = ("time", "attempt", "train/tokens_per_second", "train/mfu", "train/memory_gib")
 """What a repetition of a run does not measure again to the bit, besides `system/…`."""
 
+PLACE = frozenset({"step", "time", "attempt"})
+"""Where a record stands, rather than what it measured."""
+
 _log = logging.getLogger(__name__)
 
 

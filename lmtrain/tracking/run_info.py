@@ -142,6 +142,11 @@ class RunEnding:
     time: float  # seconds since the epoch
     summary: Mapping[str, float]  # the numbers of its result that metrics do not hold
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it came to an end of its own."""
+        return self.status in ("completed", "early_stopped", "pruned")
+
     @classmethod
     def read(cls, folder: Path) -> RunEnding:
         """That of a run folder that no process is at work in."""

@@ -6,12 +6,14 @@ the run folder decide what happened, and nothing here may stop or slow a run.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lmtrain.config.schema import TrackingConfig
+from lmtrain.errors import ConfigError
 from lmtrain.tracking.run_info import RunInfo
 
 log = logging.getLogger(__name__)
@@ -89,11 +91,19 @@ def build_tracker(config: TrackingConfig, write_model: ModelWriter | None = None
 
         trackers.append(MlflowTracker(config, write_model))
     if config.tensorboard:
+        _require_library("tensorboard")
         from lmtrain.tracking.tensorboard import TensorboardTracker
 
         trackers.append(TensorboardTracker(config))
     if config.wandb:
+        _require_library("wandb")
         from lmtrain.tracking.wandb import WandbTracker
 
         trackers.append(WandbTracker(config))
     return Trackers(trackers)
+
+
+def _require_library(name: str) -> None:
+    """Raise ConfigError unless the library of a tracker, which our extra of the same name brings, is installed."""
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"tracking.{name} needs the library {name}: pip install 'lmtrain[{name}]'")

@@ -19,6 +19,7 @@ from lmtrain.errors import LmtrainError
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.tracking.background import one_line
+from lmtrain.tracking.metrics_file import PLACE
 from lmtrain.tracking.mlflow.connection import RUN_FILE, Store, is_transient, known_run
 from lmtrain.tracking.run_info import DIED, DatasetInfo
 from lmtrain.tracking.tracker import ModelWriter
@@ -39,7 +40,6 @@ _ORIGIN_TAGS = {
 
 _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS, _MAX_PARAM_CHARS = 1000, 100, 100, 6000  # what MLflow takes in one call
 _MAX_DIGEST_CHARS = 36
-_NOT_METRICS = frozenset({"step", "time", "attempt"})  # where a record stands, rather than what it measured
 _STATUS = {
     "completed": "FINISHED",
     "early_stopped": "FINISHED",
@@ -106,7 +106,7 @@ class MlflowRun:
         last_steps = dict(self._last_steps)
         for record in records:
             step, timestamp = int(record["step"]), _milliseconds(record["time"])
-            for key in record.keys() - _NOT_METRICS:
+            for key in record.keys() - PLACE:
                 if step > last_steps.get(key, -1):
                     last_steps[key] = step
                     metrics.append(Metric(key, float(record[key]), timestamp, step))
@@ -240,7 +240,7 @@ def points_of(records: Iterable[Mapping[str, float]]) -> set[Point]:
     points: dict[tuple[str, int], Point] = {}
     for record in records:
         step, timestamp = int(record["step"]), _milliseconds(record["time"])
-        for key in record.keys() - _NOT_METRICS:
+        for key in record.keys() - PLACE:
             points.setdefault((key, step), (key, step, timestamp, _as_kept(float(record[key]))))
     return set(points.values())
 

@@ -1,0 +1,148 @@
+"""The mirror to Weights & Biases: what is said to wandb, and nowhere else; it is imported with the first run.
+
+wandb keeps what it sends in `RUN/wandb`, which every attempt writes anew from the metrics file. Offline, that is all
+there is, for `wandb sync` later; a server takes of it the steps that it does not have.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from lmtrain.config.schema import TrackingConfig
+from lmtrain.errors import ConfigError
+from lmtrain.run_dir import RunDir
+from lmtrain.tracking.background import BackgroundTracker, Request
+from lmtrain.tracking.metrics_file import PLACE, read_metrics
+from lmtrain.tracking.run_info import RunEnding, RunInfo
+
+FOLDER = "wandb"
+Mode = Literal["online", "offline", "disabled"]
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+ENVIRONMENT = {  # set unless the user did
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+INIT_TIMEOUT = 20.0  # seconds; then BackgroundTracker asks again
+FINISH_TIMEOUT = 10.0  # seconds that the end of a run waits for a server to take the rest
+MAX_TAG_CHARS = 64  # of wandb
+EXIT_CODES = {"interrupted": 130}
+
+
+class WandbTracker(BackgroundTracker):
+    """Mirrors one run to Weights & Biases in the background."""
+
+    def __init__(self, config: TrackingConfig) -> None:
+        """Raises ConfigError for an unknown WANDB_MODE, and for mode online if there is no key to log in with."""
+        mode = wandb_mode(config)
+        if mode == "online":
+            _require_key()
+        super().__init__(
+            server="Weights & Biases",
+            open_mirror=partial(WandbMirror, config, mode),
+            is_transient=_is_transient,
+            close_timeout=config.close_timeout,
+            remedy=f"; later, wandb sync RUN/{FOLDER}/*run-* sends what is there",
+        )
+
+
+class WandbMirror:
+    """A run that goes on, in Weights & Biases."""
+
+    def __init__(self, config: TrackingConfig, mode: Mode, info: RunInfo, request: Request) -> None:
+        self._folder, self._name = RunDir(info.folder), config.run_name or info.name
+        if (place := info.folder / FOLDER).exists():
+            shutil.rmtree(place)
+        place.mkdir()  # raises if it cannot be; wandb would go elsewhere
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=min(FINISH_TIMEOUT, config.close_timeout),
+            finish_timeout_raises=True,
+            disable_code=True,  # nothing but what is told here
+            disable_git=True,
+            symlink=False,
+            x_save_requirements=False,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+        )
+        with request.waiting() if mode == "online" else nullcontext():
+            self._run = wandb.init(
+                project=config.experiment,
+                name=self._name,
+                id=info.id,
+                group=None if info.sweep is None else info.sweep.name,
+                config={**info.params, "tags": dict(info.tags), "origin": dict(info.origin)},
+                tags=[tag for key, value in info.tags.items() if len(tag := f"{key}:{value}") <= MAX_TAG_CHARS],
+                dir=str(info.folder),
+                mode=mode,
+                resume="allow",
+                reinit="create_new",  # a process that makes several runs may not have sent all of the one before
+                settings=settings,
+            )
+        self._step = self._run.step - 1  # the last that the server has
+        if self._folder.metrics.exists():
+            self.log(read_metrics(self._folder.metrics))
+
+    def log(self, records: Sequence[Mapping[str, float]]) -> None:
+        for record in records:
+            step = int(record["step"])
+            if step >= self._step:  # records of one step make one row, which is sent when the next begins
+                self._step = step
+                metrics = {key: record[key] for key in sorted(record.keys() - PLACE)}
+                self._run.log({**metrics, "_timestamp": record["time"]}, step=step)
+
+    def finish(self) -> None:
+        ending = RunEnding.read(self._folder.path)
+        self._run.summary.update({**ending.summary, "status": ending.status})
+        self._run.finish(exit_code=0 if ending.succeeded else EXIT_CODES.get(ending.status, 1))
+
+
+def wandb_mode(config: TrackingConfig) -> Mode:
+    """Of the config, else of WANDB_MODE. Raises ConfigError for a mode that there is not."""
+    mode = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
+    if mode not in MODES:
+        raise ConfigError(f"WANDB_MODE is '{mode}'; it must be one of {', '.join(MODES)}")
+    return MODES[mode]
+
+
+def _require_key() -> None:
+    """Raise ConfigError if wandb would have to ask for a key. It is not imported for that, which takes its time."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        known = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    if known is None or known.authenticators(host) is None:
+        raise ConfigError(
+            f"Weights & Biases wants a key for {host}: run `wandb login`, or set WANDB_API_KEY; "
+            "or add tracking.wandb_mode=offline"
+        )
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether wandb may succeed later."""
+    from wandb.errors import AuthenticationError, CommError
+
+    return isinstance(error, CommError | TimeoutError) and not isinstance(error, AuthenticationError)

@@ -52,7 +52,7 @@ class CommandLine:
 
     def environment(self, **extra: str) -> dict[str, str]:
         """That of this process without what steers the program, with what keeps it inside `folder`."""
-        foreign = ("MLFLOW_", "HYDRA_", "LMTRAIN_", "COMP_", "COLUMNS")
+        foreign = ("MLFLOW_", "WANDB_", "HYDRA_", "LMTRAIN_", "COMP_", "COLUMNS")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         own = {"LMTRAIN_CACHE": str(self.folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return inherited | own | {"MLFLOW_DISABLE_TELEMETRY": "true"} | extra

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import socket
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mirrored_runs
 import pytest
+from mirrored_runs import end, record, run_info
+from mlflow_server import MlflowServer, free_port
 
 from lmtrain.config.schema import TrackingConfig
 from lmtrain.errors import ConfigError
@@ -25,7 +24,7 @@ from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import MetricsFile, truncate_after
 from lmtrain.tracking.mlflow.connection import tracking_uri
 from lmtrain.tracking.mlflow.mirror import finish_sweep
-from lmtrain.tracking.run_info import DatasetInfo, RunInfo, SweepEnding, SweepInfo
+from lmtrain.tracking.run_info import DatasetInfo, SweepEnding, SweepInfo
 from lmtrain.tracking.tracker import build_tracker
 
 if TYPE_CHECKING:
@@ -51,26 +50,8 @@ def client_of(uri: str) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def run_info(folder: Path, **fields: Any) -> RunInfo:
-    """What is told of the run of a folder; its id is made of the folder's name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    RunDir(folder).config.touch()
-    plain = {"id": str(folder), "name": folder.name, "folder": folder, "started": 1000.0}
-    return RunInfo(**plain | {"params": {}, "tags": {}, "origin": {"host": platform.node()}} | fields)
-
-
 def to_mlflow(uri: str | None, **fields: Any) -> TrackingConfig:
     return TrackingConfig(mlflow=True, uri=uri, **fields)
-
-
-def end(folder: Path, status: str, **fields: Any) -> None:
-    """Note in a run folder how the run ended."""
-    RunDir(folder).write_result({"status": status, "objective": None, "best_step": None, "ended": 2000.0} | fields)
-
-
-def record(step: int, **metrics: float) -> dict[str, float]:
-    place = {"step": step, "tokens": step * 8, "time": 1000.0 + step, "attempt": 0}
-    return {**place, "train/loss": 1 / step, **metrics}
 
 
 def mirrored(uri: str, folder: Path) -> Run:
@@ -84,18 +65,9 @@ def history(uri: str, folder: Path, metric: str) -> list[tuple[int, float, int]]
     return sorted((point.step, point.value, point.timestamp) for point in points)
 
 
-def attempt(uri: str, folder: Path, steps: range, *, status: str = "completed", **fields: Any) -> None:
-    """A run over some steps: the metrics file first, then the mirror, as the trainer does."""
-    tracker = build_tracker(to_mlflow(uri))
-    info = run_info(folder, **fields)
-    metrics_file = MetricsFile(folder / "metrics.jsonl")
-    tracker.start(info)
-    for step in steps:
-        metrics_file.append(record(step))
-        tracker.log(record(step))
-    metrics_file.close()
-    end(folder, status)
-    tracker.finish()
+def attempt(uri: str, folder: Path, steps: range, **fields: Any) -> None:
+    """A run over some steps."""
+    mirrored_runs.attempt(to_mlflow(uri), folder, map(record, steps), **fields)
 
 
 def test_a_run_is_mirrored_whole(tmp_path: Path, uri: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -227,12 +199,9 @@ def test_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_place_that_cannot_be_used_costs_one_warning(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "notes.db").write_text("not a database, whatever its name says " * 50)
     place = {
-        "closed port": f"http://127.0.0.1:{port}",
+        "closed port": f"http://127.0.0.1:{free_port()}",
         "no database": f"sqlite:///{tmp_path}/notes.db",
     }[kind]
     started = time.monotonic()
@@ -319,30 +288,12 @@ def test_processes_that_start_together_on_a_fresh_database_all_work_and_print_no
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on a free port of this machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    host, port = address.split(":")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", port, "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    command += ["--artifacts-destination", str(tmp_path / "artifacts")]
-    log = (tmp_path / "server.log").open("w")
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    server = MlflowServer(tmp_path / "server")
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://{address}/health", timeout=1)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server did not come up"
-                time.sleep(0.1)
-        yield f"http://{address}"
+        server.start()
+        yield server.uri
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(20)
-        log.close()
+        server.kill()
 
 
 @pytest.mark.slow

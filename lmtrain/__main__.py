@@ -22,7 +22,7 @@ from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, PastHydra, explain
 from lmtrain.config.help import help_text
 from lmtrain.config.saved import SAVED_CONFIG
-from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError, RunFolderError
+from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -51,12 +51,8 @@ def task(config: DictConfig) -> float:
 
 def _run_job(config: DictConfig, job: compose.Job) -> float:
     settings = compose.parse_config(config)
-    folder = RunDir(job.run_dir)
-    if settings.resume not in (None, "auto") and folder.is_trial() and not settings.force:
-        raise RunFolderError(
-            f"{folder} is a trial of a study, which goes on with it by its own command; continued alone it would no "
-            f"longer be what the study compared: start from its weights with init_from={folder}, or add force=true"
-        )
+    if settings.resume not in (None, "auto") and not settings.force:
+        RunDir(job.run_dir).require_no_trial()
     if job.sweep_dir is None and settings.sweep.dry_run:
         raise ConfigError(f"{DRY_RUN} tells what a sweep would run: add --multirun; --cfg job shows a single run")
     if job.sweep_dir is None and any(word.lstrip("+").startswith(("sweep=", "sweep.")) for word in job.overrides):

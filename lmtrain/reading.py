@@ -29,7 +29,7 @@ RUNNING = "running"
 _PLACE = ("step", "tokens", "time", "attempt")  # of every record: where it stands, rather than what was measured
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RecordedRun:
     """One run, as it was when it was read; its records are read when they are first asked for."""
 
@@ -37,6 +37,9 @@ class RecordedRun:
     config: dict[str, Any]  # what config.yaml holds, nested as it is there
     result: dict[str, Any] | None  # what result.json holds; None while the run has not ended
     status: str  # that of the result; of a run without one RUNNING or DIED
+
+    def __repr__(self) -> str:
+        return f"<run {self.folder}: {self.status}>"
 
     @cached_property
     def settings(self) -> dict[str, Any]:

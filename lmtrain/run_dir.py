@@ -67,6 +67,14 @@ class RunDir:
         """Whether the run belongs to a study."""
         return (self.path.parent / STUDY_FILE).is_file()
 
+    def require_no_trial(self) -> None:
+        """Raise RunFolderError if the run belongs to a study, which alone goes on with it."""
+        if self.is_trial():
+            raise RunFolderError(
+                f"{self} is a trial of a study, which goes on with it by its own command; continued alone it would no "
+                f"longer be what the study compared: start from its weights with init_from={self}, or add force=true"
+            )
+
     def is_run(self) -> bool:
         """Whether a run was started here."""
         return self.config.is_file()

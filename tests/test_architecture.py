@@ -25,7 +25,7 @@ LAYERS = [
     ("session", "inference"),
     ("run_description",),
     ("run", "planning"),
-    ("sweep",),
+    ("sweep", "api"),
     ("commands",),
     ("__main__",),
 ]

@@ -137,3 +137,23 @@ def test_a_prompt_beyond_the_context_can_be_refused(trained: TrainedModel) -> No
     trained.require_room([1] * 16)
     with pytest.raises(ConfigError, match="the prompt has 17 tokens, more than the model's context of 16"):
         trained.require_room([1] * 17)
+
+
+def test_a_text_is_asked_for_in_words(trained: TrainedModel, caplog: pytest.LogCaptureFixture) -> None:
+    """The same as by ids."""
+    prompt = trained.encode_prompt("the cat")
+    sampling = Sampling(temperature=0.8)
+    (expected,) = trained.generate([prompt], sampling, max_new_tokens=12, seeds=[3])
+    assert trained.generate_text("the cat", max_new_tokens=12, temperature=0.8, seed=3) == expected
+    assert trained.generate_text("the cat", max_new_tokens=12, temperature=0.8, seed=4) != expected
+    assert not caplog.messages
+    trained.generate_text("a text that is longer than the context", max_new_tokens=1)
+    assert caplog.messages == ["the prompt has 38 tokens: only the last 16, the context, are read"]
+    with pytest.raises(ConfigError, match="temperature must be"):
+        trained.generate_text("the cat", temperature=-1)
+    with pytest.raises(TypeError, match="tempature"):
+        trained.generate_text("the cat", tempature=1)
+
+
+def test_a_model_introduces_itself_in_a_line(trained: TrainedModel, run: Path) -> None:
+    assert repr(trained) == f"<model of {run} at step 2: 0.01 M parameters>"

@@ -6,10 +6,11 @@ the job at hand. Nothing below `run.py` sees Hydra or OmegaConf.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -30,6 +32,9 @@ from lmtrain.config.study_sweeper import register_sweeper
 from lmtrain.errors import ConfigError, RunFolderError
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
+
+NOT_COMPARED = ("resume", "model_store", "sweep", "tracking")
+"""Settings and groups in which runs differ without being different experiments."""
 
 
 def config_dir() -> Path:
@@ -80,16 +85,37 @@ def compose_config(overrides: Sequence[str], run: Path | None = None) -> Experim
     register()
     folder, name = primary_config(overrides) if run is None else _saved_config(run)
     refuse_groups(overrides, saved=name == SAVED_CONFIG)
-    with initialize_config_dir(folder or str(config_dir())):
+    with _composing_from(folder or str(config_dir())):
         return parse_config(compose(name, list(overrides)))
 
 
 def settings_of_options(options: Mapping[str, str]) -> dict[str, Any]:
     """The settings that options of groups bring by themselves, nested; what they leave to the user is `???`."""
     register()
-    with initialize_config_dir(str(config_dir())):
+    with _composing_from(str(config_dir())):
         composed = compose(PRIMARY_CONFIG, [f"{group}={option}" for group, option in options.items()])
     return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+
+
+@contextlib.contextmanager
+def _composing_from(folder: str) -> Iterator[None]:
+    """While entered, Hydra composes from a folder, also inside a program that is a Hydra application itself."""
+    application = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(folder):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = application
+
+
+def default_run_dir(resume: str | None) -> Path:
+    """The run folder of a command that names none, at this second: `hydra.run.dir` of the shipped config."""
+    setup_globals()
+    register()
+    config = OmegaConf.load(config_dir() / f"{PRIMARY_CONFIG}.yaml")
+    config.resume = resume
+    return Path(config.hydra.run.dir)
 
 
 def primary_config(overrides: Sequence[str]) -> tuple[str | None, str]:
@@ -211,16 +237,12 @@ def changed_settings(config: DictConfig, job: Job) -> dict[str, Any]:
     choices = {group: job.choices[group] for group in RUN_GROUPS if group in job.choices}
     baseline = _flat(_compose_choices(tuple(sorted(choices.items()))))
     changed = {key: value for key, value in _flat(config).items() if baseline.get(key) != value}
-    unusual = {group: option for group, option in choices.items() if option != _default_choices().get(group)}
-    return {
-        key: value
-        for key, value in (unusual | changed).items()
-        if key.split(".")[0] not in ("resume", "model_store", "sweep", "tracking")
-    }
+    unusual = {group: option for group, option in choices.items() if option != default_choices().get(group)}
+    return {key: value for key, value in (unusual | changed).items() if key.split(".")[0] not in NOT_COMPARED}
 
 
 @functools.lru_cache
-def _default_choices() -> dict[str, str]:
+def default_choices() -> dict[str, str]:
     """The option of each group that is taken when none is named."""
     text = (config_dir() / f"{PRIMARY_CONFIG}.yaml").read_text(encoding="utf-8")
     return {

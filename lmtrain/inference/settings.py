@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmtrain.config.schema.rules import require
-from lmtrain.inference.trained import OnText, TrainedModel
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
+
+if TYPE_CHECKING:
+    from lmtrain.inference.trained import OnText, TrainedModel
 
 DEFAULT_BEAMS = 4
 """Of models trained on pairs."""

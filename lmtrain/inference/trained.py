@@ -5,6 +5,7 @@ Importing this is light; torch is imported when a model is opened.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import EncoderDecoderConfig, ExperimentConfig, is_of_pairs
 from lmtrain.data.tokenizer import TURN_END, Tokenizer, load_tokenizer
 from lmtrain.errors import CheckpointError, ConfigError
+from lmtrain.inference.settings import GenerationSettings, continue_prompts, fit_prompts
 from lmtrain.inference.text_stream import TextStream
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 from lmtrain.reading import read_run
@@ -26,6 +28,8 @@ from lmtrain.store.opening import FoundRun, find_run
 if TYPE_CHECKING:
     from lmtrain.model.building import Model
     from lmtrain.training.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
 
 OnText = Callable[[int, str | None], None]
 """Told the row and each new piece of its text as it comes, then None when that text has ended."""
@@ -48,7 +52,7 @@ class Source:
     stored: Metadata | None  # of a model in a store
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TrainedModel:
     """A model with its tokenizer."""
 
@@ -57,6 +61,10 @@ class TrainedModel:
     tokenizer: Tokenizer
     step: int  # of the checkpoint
     source: Source | None = None  # None: it was not opened from a folder
+
+    def __repr__(self) -> str:
+        origin = "a run" if self.source is None else self.source.folder
+        return f"<model of {origin} at step {self.step:,}: {self.num_parameters / 1e6:.2f} M parameters>"
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -126,6 +134,21 @@ class TrainedModel:
             raise ConfigError(
                 f"{name} has {len(prompt_ids):,} tokens, more than the model's context of {self.seq_len:,}"
             )
+
+    def generate_text(self, prompt: str, **settings: Any) -> str:
+        """What the model makes follow a prompt; of a model trained on pairs, the target of that source.
+
+        Args:
+            settings: those of `GenerationSettings`, such as max_new_tokens=50, temperature=0.8, top_p=0.9, stop=["\n"],
+                seed=1; the same settings give the same text, here as in `lmtrain generate`.
+
+        Raises ConfigError for a value out of range, DataError for a prompt that the tokenizer cannot write. Of a prompt
+        longer than the context a part is read, with a warning.
+        """
+        asked, prompts = GenerationSettings(**settings, num_samples=1), [self.encode_prompt(prompt)]
+        for notice in fit_prompts(self, prompts, asked):
+            log.warning(notice)
+        return continue_prompts(self, prompts, asked)[0]
 
     def generate(
         self,

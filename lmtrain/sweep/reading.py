@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from optuna.trial import FrozenTrial, TrialState
@@ -25,6 +25,9 @@ from lmtrain.redaction import redact
 from lmtrain.run_dir import STUDY_FILE, RunDir, write_atomically
 from lmtrain.sweep.storage import is_url, open_storage
 from lmtrain.sweep.study import StudyPlan, attempts_of, is_abandoned, lease_of, outcome_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 KINDS = ("completed", "pruned", "infeasible", "diverged", "failed", "running", "waiting")
 """What a trial can be, in the order a reader cares for."""
@@ -81,12 +84,12 @@ def read_description(folder: Path) -> StudyDescription:
         raise RunFolderError(f"{folder / STUDY_FILE} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def read_study(folder: Path, storage: str | None = None) -> ReadStudy:
+def read_study(folder: Path | str, storage: str | None = None) -> ReadStudy:
     """The study of a sweep folder, as it is now; `storage`: where it is kept, if not where `study.yaml` says.
 
     Raises RunFolderError if the folder has no study, ConfigError if its storage cannot be opened.
     """
-    return StudyReader.open(folder, storage).read()
+    return StudyReader.open(Path(folder).expanduser(), storage).read()
 
 
 class StudyReader:
@@ -137,7 +140,7 @@ def reader_of(plan: StudyPlan) -> StudyReader:
     return StudyReader(plan.folder, describe_study(plan), plan.storage)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ReadStudy(StudyDescription):
     """A study at one moment."""
 
@@ -146,6 +149,44 @@ class ReadStudy(StudyDescription):
     imported: tuple[FrozenTrial, ...]  # of an earlier study it started from
     stopped: str | None  # why no more trials are begun
     definition: Mapping[str, str] = field(default_factory=dict)  # what its trials share, by dotted key
+
+    def __repr__(self) -> str:
+        from lmtrain.sweep.tables import summary
+
+        return f"<study {self.name}: {summary(self)}>"
+
+    @property
+    def trials_frame(self) -> DataFrame:
+        """The trials as a table by number: status, a column for each parameter and objective, tokens, seconds, folder.
+
+        What a trial does not have is missing (NaN, None); of one that was pruned the last value reported counts.
+        """
+        import pandas
+
+        columns = ["status", *self.parameters, *self.objectives, "tokens", "seconds", "folder"]
+        rows = [
+            {
+                "status": status_of(trial),
+                **trial.params,
+                **dict(zip(self.objectives, trial.values or [self.score_of(trial)], strict=False)),
+                **{"tokens": self.tokens_of(trial), "seconds": seconds_of(trial), "folder": str(self.folder_of(trial))},
+            }
+            for trial in self.trials
+        ]
+        numbers = pandas.Index([trial.number for trial in self.trials], name="number")
+        return pandas.DataFrame(rows, index=numbers, columns=columns)
+
+    @property
+    def best_params(self) -> dict[str, Any]:
+        """Those of the best trial, by the names they have on the command line; empty if none was completed."""
+        return {} if self.best is None else dict(self.best.params)
+
+    @cached_property
+    def importances(self) -> dict[str, float]:
+        """As `landscape.importances`, of the first objective."""
+        from lmtrain.sweep.landscape import importances
+
+        return importances(self)
 
     @cached_property
     def ranked(self) -> list[FrozenTrial]:

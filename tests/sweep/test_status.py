@@ -175,3 +175,30 @@ def test_watch_ends_with_the_study(
         "trial 1 completed at 10k tokens, val/loss 3.0000"
     )
     assert "2 of 2 done: 1 completed, 1 pruned" in captured.out
+
+
+def test_a_study_is_read_as_a_table(tmp_path: Path) -> None:
+    study = begun(tmp_path)
+    end(study, "completed", 3.0)
+    end(study, "pruned", 4.0, 3.5)
+    end(study, "failed")
+    end(study, "completed", 2.0)
+    read = read_study(str(tmp_path))
+    table = read.trials_frame
+    assert list(table.columns) == ["status", "optimizer.lr", "tokenizer", "val/loss", "tokens", "seconds", "folder"]
+    assert table.index.tolist() == list(range(10))
+    assert table["status"].tolist()[:5] == ["completed", "pruned", "failed", "completed", "waiting"]
+    assert table["val/loss"].tolist()[:2] == [3.0, 3.5]
+    assert table["val/loss"].isna().tolist()[2:5] == [True, False, True]
+    assert table["tokens"].tolist()[:2] == [10_000, 20_000]
+    assert table["folder"][3] == str(tmp_path / "0003")
+    assert read.best_params == dict(read.trials[3].params) == table.loc[3, ["optimizer.lr", "tokenizer"]].to_dict()
+    assert read.importances == {}, "too few trials"
+    assert repr(read).startswith("<study made: 4 of 10 done: 2 completed, 1 pruned, 1 failed · best 2.0000 (trial 3)")
+
+
+def test_a_study_that_has_not_begun_is_an_empty_table(tmp_path: Path) -> None:
+    begun(tmp_path, num_trials=0)
+    read = read_study(tmp_path)
+    assert read.trials_frame.shape == (0, 7)
+    assert read.best_params == {}

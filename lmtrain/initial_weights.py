@@ -21,7 +21,7 @@ from lmtrain.data.tokenizer import Tokenizer, huggingface_files, load_tokenizer
 from lmtrain.errors import DataError, RunFolderError, UsageError
 from lmtrain.model.huggingface.reading import is_model_folder, open_model
 from lmtrain.run_dir import OWN_TOKENIZER, RunDir
-from lmtrain.store.entry import is_entry, require_sound
+from lmtrain.store.entry import require_as_saved
 from lmtrain.store.opening import FoundRun, find_run
 from lmtrain.training.checkpoint import CheckpointFolder, load_weights
 
@@ -100,8 +100,7 @@ def _open(config: ExperimentConfig) -> _Origin:
     folder, here = Path(config.init_from).expanduser(), config.model
     if not _is_of_transformers(folder):
         run = RunDir(_find(config).folder)
-        if is_entry(run.path):
-            require_sound(run.path)
+        require_as_saved(run.path)
         architecture, seq_len = saved_model(run.config.read_text(encoding="utf-8"))
         return _Origin(
             folder=run.path,

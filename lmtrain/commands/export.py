@@ -18,6 +18,7 @@ from lmtrain.config.schema.rules import require
 from lmtrain.inference.export import DTYPES, export_run
 from lmtrain.inference.serving import save_mlflow_model
 from lmtrain.store import find_run
+from lmtrain.store.entry import require_as_saved
 
 
 def main(arguments: list[str]) -> int:
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", choices=DTYPES, help="number format of the weights for transformers (default fp32)")
     options = parser.parse_args(arguments)
     run, to, dtype = find_run(options.run).folder, options.to, options.dtype or "fp32"
+    require_as_saved(run)
     if options.format == "mlflow":
         require(options.dtype is None, "--dtype is not for --format mlflow: what is served is the model as trained")
         exported = save_mlflow_model(run, to, checkpoint=options.checkpoint)

@@ -13,12 +13,13 @@ and init_from= take it too. The store is the folder or registry of --store, else
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -26,10 +27,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.commands import CommandParser, run_verb
+from lmtrain.config.schema.rules import require
 from lmtrain.errors import ConfigError, ModelStoreError
 from lmtrain.store import find_run, open_store
 from lmtrain.store.entry import StoredModel
-from lmtrain.store.naming import parse_id, require_name
+from lmtrain.store.naming import REGISTRY, is_registry, parse_id, require_alias, require_name, store_word
+from lmtrain.store.opening import open_registry
+
+if TYPE_CHECKING:
+    from lmtrain.store.registry import RegistryStore
 
 WIDTH_OF_A_LOG = 120
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -49,13 +55,41 @@ def save(arguments: list[str]) -> None:
     chosen = "last, best or a step (default: the best, else the newest)"
     parser.add_argument("--checkpoint", metavar="C", help=chosen)
     parser.add_argument("--weights-only", action="store_true", help="without what only training needs")
+    parser.add_argument("--register", action="store_true", help="in the MLflow registry as well")
+    parser.add_argument("--alias", metavar="A", help="in a registry: let NAME@A be this version, such as champion")
     options = parser.parse_args(arguments)
     require_name(options.name)
+    registry = _registry_of(options)
     run = find_run(options.run, options.store).folder
-    store = open_store(options.store)
+    store = registry if registry is not None and not options.register else open_store(options.store)
     metadata = store.save(run, options.name, checkpoint=options.checkpoint, weights_only=options.weights_only)
     size = f"{metadata['parameters']:,} parameters, {_size(metadata['bytes'])}"
     print(f"{metadata['id']}: step {metadata['step']:,}, {size}, in {store}")
+    id = parse_id(metadata["id"])
+    if registry is None:
+        return
+    if options.register:
+        id = registry.register(store.path_of(id), options.name, run)
+        print(f"registered as {id} in {registry}")
+    if options.alias is not None:
+        registry.set_alias(id, options.alias)
+        print(f"{id.name}@{options.alias} is {id}")
+
+
+def _registry_of(options: argparse.Namespace) -> RegistryStore | None:
+    """The registry that a model is to be in, which must answer. Raises LmtrainError."""
+    is_store = is_registry(store_word(options.store))
+    require(not (is_store and options.register), "--register is for folders: this store is a registry itself")
+    if not is_store and not options.register:
+        require(options.alias is None, "--alias is for a registry: add --register, or --store mlflow")
+        return None
+    if options.alias is not None:
+        require_alias(options.alias)
+    from lmtrain.inference.serving import write_mlflow_model
+
+    registry = open_registry(store_word(options.store) if is_store else REGISTRY, write_mlflow_model)
+    registry.require_usable()
+    return registry
 
 
 def list_models(arguments: list[str]) -> None:

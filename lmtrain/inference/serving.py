@@ -82,6 +82,14 @@ def save_mlflow_model(run: Path, to: Path, *, checkpoint: str | None = None) -> 
     return Exported(format="MLflow", step=step, num_parameters=num_parameters)
 
 
+def write_mlflow_model(run: Path, to: Path) -> None:
+    """Write a run folder as it is, with all it holds, as an MLflow model into a new folder. Raises RunError."""
+    with tempfile.TemporaryDirectory() as apart:
+        named = RunDir(Path(apart) / RUN)  # MLflow keeps the folder's name, and follows no link
+        shutil.copytree(run, named.path)
+        _save(named, to, chat=knows_roles(load_tokenizer(named.tokenizer)))
+
+
 def _copy(run: RunDir, to: RunDir, weights: dict[str, Tensor], tokenizer: Tokenizer, step: int) -> None:
     """Write what `load_model` needs of a run."""
     from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder

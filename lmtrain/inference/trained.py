@@ -22,7 +22,7 @@ from lmtrain.inference.text_stream import TextStream
 from lmtrain.model.sampling import DEFAULT_SAMPLING, Sampling
 from lmtrain.reading import read_run
 from lmtrain.run_dir import RunDir
-from lmtrain.store.entry import Metadata, describe, is_entry, read_metadata, require_sound
+from lmtrain.store.entry import Metadata, describe, is_entry, read_metadata, require_as_saved
 from lmtrain.store.opening import FoundRun, find_run
 
 if TYPE_CHECKING:
@@ -237,7 +237,8 @@ def load_model(
         RunError: the registry is away.
     """
     found = find_run(run, store)
-    stored = _require_as_saved(found) if is_entry(found.folder) else None
+    require_as_saved(found.folder)
+    stored = _stored_metadata(found) if is_entry(found.folder) else None
     config = compose_config([], found.folder)  # refused before torch is imported
     from lmtrain.hardware import choose_device
     from lmtrain.model.building import build_model
@@ -258,8 +259,7 @@ def load_model(
     )
 
 
-def _require_as_saved(found: FoundRun) -> Metadata:
-    """The metadata of a model in a store. Raises ModelStoreError if a file was changed."""
-    require_sound(found.folder)
+def _stored_metadata(found: FoundRun) -> Metadata:
+    """That of a model in a store, under the version that a registry gave it."""
     metadata, id = read_metadata(found.folder), found.id
     return metadata if id is None else metadata | {"id": str(id), "name": id.name, "version": id.version}

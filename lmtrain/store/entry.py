@@ -22,7 +22,7 @@ from lmtrain.reading import RecordedRun, read_run
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
 from lmtrain.store.naming import ModelId
-from lmtrain.tracking.environment import describe_environment, git_state
+from lmtrain.tracking.environment import describe_environment
 
 if TYPE_CHECKING:
     from lmtrain.training.checkpoint import Checkpoint
@@ -75,6 +75,7 @@ class NewEntry:
         """
         from lmtrain.training.chosen_checkpoint import load_chosen
 
+        require_as_saved(run)
         recorded = read_run(run)
         try:
             saved = load_chosen(recorded.folder, checkpoint, weights_only=weights_only)
@@ -97,7 +98,7 @@ class NewEntry:
         from lmtrain.training.checkpoint import CheckpointFolder
 
         source, copy = self.run.folder, RunDir(to)
-        for path in (source.config, source.result):
+        for path in (source.config, source.description, source.result):
             if path.exists():
                 (to / path.name).write_text(redact(path.read_text(encoding="utf-8")), encoding="utf-8")
         for path in (source.tokenizer, source.metrics, source.sample):
@@ -124,7 +125,8 @@ def describe(
     objectives = run.config["objective"]
     objective = objectives if isinstance(objectives, str) else objectives[0]
     architecture, seq_len = saved_model(run.folder.config.read_text(encoding="utf-8"))
-    git, environment = git_state(Path.cwd()), result.get("environment") or describe_environment()
+    environment = result.get("environment") or describe_environment()
+    origin, dataset = _told_of(run.folder)
     return {
         "step": progress["step"],
         "tokens": progress.get("tokens"),
@@ -137,7 +139,7 @@ def describe(
             "seq_len": seq_len,
         },
         "data": {
-            "name": redact(" + ".join(result["texts"])) if "texts" in result else None,
+            "name": redact(dataset["name"]) if "name" in dataset else None,
             "fingerprint": checkpoint.get("data_fingerprint"),
         },
         "tokenizer": {
@@ -148,10 +150,19 @@ def describe(
         "training_state": has_training_state,
         "run": run.folder.path.resolve().name,
         "status": run.status,
-        "git_commit": None if git is None else git.commit,
+        "git_commit": origin.get("git.commit"),
         "python": environment["python"],
         "libraries": environment["libraries"],
     }
+
+
+def _told_of(run: RunDir) -> tuple[Mapping[str, str], Mapping[str, Any]]:
+    """Which code a run is of, and which data, as far as its folder says."""
+    try:
+        told = json.loads(run.description.read_bytes())
+        return told["origin"], told["dataset"] or {}
+    except (OSError, ValueError, KeyError):  # of an earlier version, or torn
+        return {}, {}
 
 
 def _seal(folder: Path, metadata: Metadata, *, name: str, version: int | None) -> Metadata:
@@ -212,9 +223,9 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
-def require_sound(folder: Path) -> None:
-    """Raise ModelStoreError, naming the files, unless an entry is as it was saved. Reads all of it."""
-    if found := problems(folder):
+def require_as_saved(folder: Path) -> None:
+    """Raise ModelStoreError, naming the files, if a run folder is an entry that was changed. Reads all of an entry."""
+    if is_entry(folder) and (found := problems(folder)):
         raise ModelStoreError(f"the model in {RunDir(folder)} is not as it was saved: {'; '.join(found)}")
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lmtrain.errors import ConfigError, ModelNotFoundError, RunFolderError
 from lmtrain.run_dir import RunDir
 from lmtrain.store.entry import Metadata, StoredModel, is_entry
 from lmtrain.store.folder import FolderStore
-from lmtrain.store.naming import ModelId, parse_id, store_word
+from lmtrain.store.naming import ModelId, is_registry, parse_id, store_word
 
-WriteModel = Callable[[Path, Path], None]
-"""Writes a run folder as an MLflow model into a new folder: `inference.serving.write_mlflow_model`."""
+if TYPE_CHECKING:
+    from lmtrain.store.registry import RegistryStore, WriteModel
 
 
 class ModelStore(Protocol):
@@ -47,7 +46,15 @@ def open_store(word: str | None = None, write_model: WriteModel | None = None) -
 
     `write_model`: needed to save into a registry.
     """
-    return FolderStore(Path(store_word(word)))
+    word = store_word(word)
+    return open_registry(word, write_model) if is_registry(word) else FolderStore(Path(word))
+
+
+def open_registry(word: str, write_model: WriteModel | None = None) -> RegistryStore:
+    """An MLflow registry, by `mlflow` or its address. Raises ModelStoreError for one of an unknown kind."""
+    from lmtrain.store.registry import RegistryStore
+
+    return RegistryStore(word, write_model)
 
 
 def require_no_entry(run: RunDir) -> RunDir:

@@ -70,7 +70,7 @@ class MlflowMirror:
     ) -> None:
         self._config, self._info, self._write_model = config, info, write_model
         store = connect(config, info.folder, request)
-        self._run = open_run(store, config, info)
+        self._run = open_run(store, config, info, find_run(store, info.folder, info.id))
         store.client.update_run(self._run.id, status="RUNNING")
         if (metrics := RunDir(info.folder).metrics).exists():
             self.log(read_metrics(metrics))
@@ -83,10 +83,10 @@ class MlflowMirror:
         finish_run(self._run, self._config, self._info, self._write_model)
 
 
-def open_run(store: Store, config: TrackingConfig, info: RunInfo) -> MlflowRun:
-    """The MLflow run of a run folder, made if there is none, and described."""
+def open_run(store: Store, config: TrackingConfig, info: RunInfo, found: MlflowRun | None) -> MlflowRun:
+    """The MLflow run of a run folder, made if none was found, and described."""
     name = config.run_name or info.name
-    run = find_run(store, info.folder, info.id) or create_run(store, info.folder, info.id, name, info.started)
+    run = found or create_run(store, info.folder, info.id, name, info.started)
     note_run(store, info.folder, run.id)
     tags = {"attempt": str(info.attempt), FOLDER_TAG: str(info.folder.absolute()), **tags_of(info.origin), **info.tags}
     if info.sweep is not None:

@@ -64,9 +64,9 @@ class MlflowRun:
         self.id = str(run.info.run_id)
         self._info, self._data = run.info, run.data
         self._has_dataset = run.inputs is not None and bool(run.inputs.dataset_inputs)
+        self._histories = {key: store.client.get_metric_history(self.id, key) for key in run.data.metrics}
         self._last_steps = {  # per metric: the last step MLflow has
-            key: max(metric.step for metric in store.client.get_metric_history(self.id, key))
-            for key in run.data.metrics
+            key: max(metric.step for metric in history) for key, history in self._histories.items()
         }
 
     def describe(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -125,12 +125,11 @@ class MlflowRun:
             self._last_steps[key] = max(step, self._last_steps.get(key, -1))
 
     def points(self) -> set[Point]:
-        """All that MLflow holds of the metrics of records."""
-        keys = [key for key in self._data.metrics if not key.startswith("summary/")]
-        histories = (self.store.client.get_metric_history(self.id, key) for key in keys)
+        """All that MLflow held of the metrics of records when the run was found."""
         return {
-            (metric.key, metric.step, metric.timestamp, _as_kept(metric.value))
-            for history in histories
+            (key, metric.step, metric.timestamp, _as_kept(metric.value))
+            for key, history in self._histories.items()
+            if not key.startswith("summary/")
             for metric in history
         }
 

@@ -110,8 +110,8 @@ def sync_run(store: Store, config: TrackingConfig, info: RunInfo, write_model: M
         outcome = CREATED if run is None else COMPLETED
         if run is not None and there - wanted:
             store.client.delete_run(run.id)
-            there, outcome = set(), REPLACED
-        run = open_run(store, config, info)
+            run, there, outcome = None, set(), REPLACED
+        run = open_run(store, config, info, run)
         run.add(wanted - there)
         finish_run(run, config, info, write_model)
         return outcome if store.changes > changes else UNCHANGED

@@ -18,7 +18,12 @@ def run_info(folder: Path, **fields: Any) -> RunInfo:
     """What is told of the run of a folder; its id is made of the folder's name."""
     folder.mkdir(parents=True, exist_ok=True)
     RunDir(folder).config.touch()
-    plain = {"id": f"{folder.parent.name}-{folder.name}", "name": folder.name, "folder": folder, "started": 1000.0}
+    plain: dict[str, Any] = {
+        "id": f"{folder.parent.name}-{folder.name}",
+        "name": folder.name,
+        "folder": folder,
+        "started": 1000.0,
+    }
     return RunInfo(**plain | {"params": {}, "tags": {}, "origin": {"host": platform.node()}} | fields)
 
 

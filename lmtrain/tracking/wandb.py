@@ -6,22 +6,30 @@ there is, for `wandb sync` later; a server takes of it the steps that it does no
 
 from __future__ import annotations
 
+import http.client
+import logging
 import netrc
 import os
 import shutil
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from lmtrain.config.schema import TrackingConfig
 from lmtrain.errors import ConfigError
 from lmtrain.run_dir import RunDir
-from lmtrain.tracking.background import BackgroundTracker, Request
+from lmtrain.tracking.background import BackgroundTracker, Request, one_line
 from lmtrain.tracking.metrics_file import PLACE, read_metrics
 from lmtrain.tracking.run_info import RunEnding, RunInfo
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 FOLDER = "wandb"
 Mode = Literal["online", "offline", "disabled"]
@@ -37,10 +45,12 @@ ENVIRONMENT = {  # set unless the user did
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
 }
-INIT_TIMEOUT = 20.0  # seconds; then BackgroundTracker asks again
+ANSWER_TIMEOUT = 10.0  # seconds that a server may take to be there
+INIT_TIMEOUT = 30.0  # seconds that it may take to begin a run
 FINISH_TIMEOUT = 10.0  # seconds that the end of a run waits for a server to take the rest
 MAX_TAG_CHARS = 64  # of wandb
 EXIT_CODES = {"interrupted": 130}
+log = logging.getLogger(__name__)
 
 
 class WandbTracker(BackgroundTracker):
@@ -54,9 +64,9 @@ class WandbTracker(BackgroundTracker):
         super().__init__(
             server="Weights & Biases",
             open_mirror=partial(WandbMirror, config, mode),
-            is_transient=_is_transient,
+            is_transient=lambda error: False,
             close_timeout=config.close_timeout,
-            remedy=f"; later, wandb sync RUN/{FOLDER}/*run-* sends what is there",
+            remedy=f"; later, wandb sync RUN/{FOLDER}/* sends what is there",
         )
 
 
@@ -64,41 +74,18 @@ class WandbMirror:
     """A run that goes on, in Weights & Biases."""
 
     def __init__(self, config: TrackingConfig, mode: Mode, info: RunInfo, request: Request) -> None:
-        self._folder, self._name = RunDir(info.folder), config.run_name or info.name
+        self._folder = RunDir(info.folder)
         if (place := info.folder / FOLDER).exists():
             shutil.rmtree(place)
         place.mkdir()  # raises if it cannot be; wandb would go elsewhere
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=INIT_TIMEOUT,
-            finish_timeout=min(FINISH_TIMEOUT, config.close_timeout),
-            finish_timeout_raises=True,
-            disable_code=True,  # nothing but what is told here
-            disable_git=True,
-            symlink=False,
-            x_save_requirements=False,
-            x_disable_machine_info=True,
-            x_disable_stats=True,
-        )
         with request.waiting() if mode == "online" else nullcontext():
-            self._run = wandb.init(
-                project=config.experiment,
-                name=self._name,
-                id=info.id,
-                group=None if info.sweep is None else info.sweep.name,
-                config={**info.params, "tags": dict(info.tags), "origin": dict(info.origin)},
-                tags=[tag for key, value in info.tags.items() if len(tag := f"{key}:{value}") <= MAX_TAG_CHARS],
-                dir=str(info.folder),
-                mode=mode,
-                resume="allow",
-                reinit="create_new",  # a process that makes several runs may not have sent all of the one before
-                settings=settings,
-            )
+            if mode == "online" and (problem := _why_away(address := _address())) is not None:
+                later = f"wandb sync {self._folder}/{FOLDER}/* sends the run"
+                log.warning("Weights & Biases at %s cannot be reached (%s); later, %s", address, problem, later)
+                mode = "offline"
+            self._run = _open_run(config, mode, info)
         self._step = self._run.step - 1  # the last that the server has
         if self._folder.metrics.exists():
             self.log(read_metrics(self._folder.metrics))
@@ -117,6 +104,53 @@ class WandbMirror:
         self._run.finish(exit_code=0 if ending.succeeded else EXIT_CODES.get(ending.status, 1))
 
 
+def _open_run(config: TrackingConfig, mode: Mode, info: RunInfo) -> Run:
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=INIT_TIMEOUT,
+        finish_timeout=min(FINISH_TIMEOUT, config.close_timeout),
+        finish_timeout_raises=True,
+        disable_code=True,  # nothing but what is told here
+        disable_git=True,
+        symlink=False,
+        x_save_requirements=False,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+    )
+    return wandb.init(
+        project=config.experiment,
+        name=config.run_name or info.name,
+        id=info.id,
+        group=None if info.sweep is None else info.sweep.name,
+        config={**info.params, "tags": dict(info.tags), "origin": dict(info.origin)},
+        tags=[tag for key, value in info.tags.items() if len(tag := f"{key}:{value}") <= MAX_TAG_CHARS],
+        dir=str(info.folder),
+        mode=mode,
+        resume="allow",
+        reinit="create_new",  # a process that makes several runs may not have sent all of the one before
+        settings=settings,
+    )
+
+
+def _why_away(address: str) -> str | None:
+    """Why the server does not answer, or None if it does, whatever it says.
+
+    wandb itself asks again for minutes, and keeps nothing of a run that it could not begin.
+    """
+    try:
+        urllib.request.urlopen(address, timeout=ANSWER_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return None
+    except urllib.error.URLError as error:  # wandb may know other certificates
+        return None if isinstance(error.reason, ssl.SSLError) else one_line(error)
+    except (OSError, http.client.HTTPException) as error:
+        return one_line(error)
+    return None
+
+
 def wandb_mode(config: TrackingConfig) -> Mode:
     """Of the config, else of WANDB_MODE. Raises ConfigError for a mode that there is not."""
     mode = config.wandb_mode or os.environ.get("WANDB_MODE") or "online"
@@ -125,11 +159,15 @@ def wandb_mode(config: TrackingConfig) -> Mode:
     return MODES[mode]
 
 
+def _address() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
 def _require_key() -> None:
     """Raise ConfigError if wandb would have to ask for a key. It is not imported for that, which takes its time."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    host = urlsplit(_address()).netloc
     try:
         known = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser())
     except (OSError, netrc.NetrcParseError):
@@ -139,10 +177,3 @@ def _require_key() -> None:
             f"Weights & Biases wants a key for {host}: run `wandb login`, or set WANDB_API_KEY; "
             "or add tracking.wandb_mode=offline"
         )
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether wandb may succeed later."""
-    from wandb.errors import AuthenticationError, CommError
-
-    return isinstance(error, CommError | TimeoutError) and not isinstance(error, AuthenticationError)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import multiprocessing
 import sys
 import textwrap
@@ -26,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a log file hears of a run between evaluations."""
+
+_FINAL = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
 
 def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
@@ -126,27 +127,29 @@ def show_end(folder: RunDir, result: RunResult, objective: str, training_seconds
     if folder.sample.exists():
         sample = folder.sample.read_text(encoding="utf-8").strip("\n")
         log.info(
-            "\nsample: some validation text, then the model's own\n%s\n",
+            "\nsample: some validation text, then the model's own\n%s",
             textwrap.indent(sample, "  | ", lambda line: True),
         )
-    log.info(
-        "%s  %d steps, %.2f M tokens in %s, %s of them training",
-        result.status.replace("_", " "),
-        result.step,
-        result.tokens / 1e6,
-        duration(result.seconds),
-        duration(training_seconds),
-    )
-    bits = result.metrics.get("val/bits_per_byte")
-    log.info(
-        "result  val loss %.4f, perplexity %.2f%s; best %s %.4f at step %s",
-        result.metrics["val/loss"],
-        result.metrics["val/perplexity"],
-        f", bits per byte {bits:.4f}" if bits is not None else "",
-        objective,
-        math.nan if result.objective is None else result.objective,
-        result.best_step,
-    )
+    log.info("\n%s", _final_table(result, objective, training_seconds))
+
+
+def _final_table(result: RunResult, objective: str, training_seconds: float) -> str:
+    """Lines of a name, the last value, and where there is one the best."""
+    best = "" if result.objective is None else f"{result.objective:.4f} at step {result.best_step}"
+    measured = [name for name in dict.fromkeys([*_FINAL, objective]) if name in result.metrics]
+    rows = [
+        (result.status.replace("_", " "), "last", "best"),
+        *((f"  {name}", _final(name, result.metrics[name]), best if name == objective else "") for name in measured),
+        ("  steps", f"{result.step}", ""),
+        ("  tokens", f"{result.tokens / 1e6:.2f} M", ""),
+        ("  time", duration(result.seconds), f"{duration(training_seconds)} of them training"),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"{name:{widths[0]}}  {last:>{widths[1]}}  {rest}".rstrip() for name, last, rest in rows)
+
+
+def _final(name: str, value: float) -> str:
+    return f"{value:.2f}" if name == "val/perplexity" else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lmtrain.tracking import plots
 from lmtrain.tracking.comparison_plots import plot_comparison, plot_objective
 from lmtrain.tracking.histograms import Histogram, append_histograms
 from lmtrain.tracking.plots import plot_run
@@ -51,6 +55,57 @@ def test_plot_run_bears_short_and_broken_runs(tmp_path: Path, records: list[dict
     assert (tmp_path / "loss.png") in plot_run(records, tmp_path)
 
 
+def test_everything_measured_is_drawn(tmp_path: Path) -> None:
+    machine = {"system/cpu_utilization_percentage": 90.0, "system/network_receive_megabytes": 1.0}
+    written = plot_run(run_records(**machine, **{"train/memory_gib": 1.0, "train/mfu": 0.4}), tmp_path)
+    assert [path.name for path in written] == ["loss.png", "evaluation.png", "training.png", "system.png"]
+
+
+def axes_of(draw: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The panels of what is drawn, with all their ticks in place."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or path)
+    draw()
+    for figure in figures:
+        figure.canvas.draw()
+    return [axes for figure in figures for axes in figure.axes]
+
+
+def test_tokens_are_shown_above_the_steps_also_where_batches_grew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[dict[str, float]] = []
+    for step in range(1, 101):
+        tokens = 10 * step if step <= 50 else 500 + 40 * (step - 50)
+        records.append({"step": step, "tokens": tokens, "train/loss": 3.0, "attempt": 0})
+    (axes,) = axes_of(lambda: plot_run(records, tmp_path), monkeypatch)
+    (above,) = axes.child_axes
+    to_tokens = above._functions[0]
+    assert [float(to_tokens(step)) for step in (0, 25, 50, 75, 100)] == [0, 250, 500, 1500, 2500]
+    assert float(above._functions[1](1500.0)) == 75
+    assert float(to_tokens(110)) == 2750, "beyond the records as on average"
+
+
+def test_a_resumed_run_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [one | {"attempt": int(one["step"] > 20)} for one in run_records()]
+    panels = axes_of(lambda: plot_run(records, tmp_path), monkeypatch)
+    marks = [[line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] for axes in panels]
+    assert marks == [[20]] * len(panels)
+
+
+def test_evaluations_without_bits_per_byte_have_no_such_panel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [{"step": 10, "tokens": 640, "val/loss": 2.0, "val/perplexity": 7.4}]
+    panels = axes_of(lambda: plot_run(records, tmp_path), monkeypatch)
+    assert [axes.get_ylabel() for axes in panels] == ["loss (nats a token)", "loss\n(nats a token)", "perplexity"]
+
+
+def test_a_long_run_is_drawn_in_no_time(tmp_path: Path) -> None:
+    records = [{"step": step, "tokens": step, "train/loss": 2 + 1 / step, "attempt": 0} for step in range(1, 100_001)]
+    began = time.process_time()
+    plot_run(records, tmp_path)
+    assert time.process_time() - began < 10  # 1.3 s alone; a median of each point's surroundings takes minutes
+
+
 def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
     assert plot_run([], tmp_path) == []
     assert plot_comparison([("a", [])], tmp_path / "c.png") is None
@@ -61,7 +116,7 @@ def test_nothing_to_draw_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num", [1, 2, 20])
 def test_plot_comparison(tmp_path: Path, num: int) -> None:
     runs = [(f"lr={i}", run_records()) for i in range(num)]
-    path = plot_comparison([*runs, ("failed", [])], tmp_path / "comparison.png")
+    path = plot_comparison([*runs, ("failed", []), ("one", run_records(1))], tmp_path / "comparison.png")
     assert path is not None
     assert is_png(path)
 
@@ -81,6 +136,14 @@ def test_plot_objective_takes_numbers_words_and_missing_keys(tmp_path: Path) -> 
     path = plot_objective(points, "val/loss", tmp_path / "objective.png")
     assert path is not None
     assert is_png(path)
+
+
+def test_words_and_numbers_too_many_to_name_are_drawn_all_the_same(tmp_path: Path) -> None:
+    points: list[tuple[dict[str, Any], float]] = [
+        ({"word": f"a/long/path/of/a/file/{number}", "number": number**2, "same": 1}, float(number))
+        for number in range(60)
+    ]
+    assert plot_objective(points, "train/tokens_per_second", tmp_path / "objective.png", highest=True) is not None
 
 
 def diagnosed(num_steps: int, num_layers: int) -> list[dict[str, float]]:

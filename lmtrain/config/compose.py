@@ -62,6 +62,7 @@ def register() -> None:
         store.store(group=group, name=name, node=settings, replace=True)
     OmegaConf.register_resolver("run_dir", _run_dir, replace=True)
     OmegaConf.register_resolver("run_number", lambda number: f"{number:04d}", replace=True)
+    OmegaConf.register_resolver("log_level", lambda verbose: "DEBUG" if verbose is True else "INFO", replace=True)
     Plugins.instance().register(ShippedConfigs)
     register_sweeper()
 

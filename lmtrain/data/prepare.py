@@ -68,6 +68,7 @@ def prepare(
     _require_given(tokenizer, sources)
     identity = _identity(sources, tokenizer)
     folder = cache / "prepared" / _key(identity)
+    log.debug("prepared data belong into %s", folder)
     if found := _load(folder, sources, built=False, tell=False):
         return found
     try:

@@ -20,6 +20,7 @@ from lmtrain.sweep.reading import ReadStudy
 from lmtrain.sweep.scales import (
     ENOUGH,
     KIND_COLOURS,
+    KIND_MARKERS,
     Sample,
     Scale,
     limits_of,
@@ -77,7 +78,14 @@ def draw_importances(study: ReadStudy) -> Figure | str:
     height = 0.8 / len(shares)
     for index, (objective, share) in enumerate(zip(study.objectives, shares, strict=True)):
         places = [place - height * index for place in range(len(names))]
-        bars = axes.barh(places, [share[name] for name in names], height=height, color=PALETTE[index], label=objective)
+        bars = axes.barh(
+            places,
+            [share[name] for name in names],
+            height=height,
+            color=PALETTE[index],
+            label=objective,
+            **_hatch(index),
+        )
         axes.bar_label(bars, labels=[f" {share[name]:.0%}" for name in names], color=INK)
     axes.set_yticks(range(len(names)), [scales_of(study)[name].name for name in names])
     axes.set_xlim(0, 1.08)
@@ -88,6 +96,11 @@ def draw_importances(study: ReadStudy) -> Figure | str:
         axes.legend(frameon=False)
     _add_note(figure, sample_of(study))
     return figure
+
+
+def _hatch(index: int) -> dict[str, Any]:
+    """What tells the bars of a further objective from those of the first."""
+    return {"hatch": "./\\x"[index % 4] * 3, "edgecolor": "white"} if index else {}
 
 
 def draw_slices(study: ReadStudy) -> Figure | str:
@@ -128,7 +141,9 @@ def _scatter(axes: Axes, study: ReadStudy, name: str, scale: Scale, objective: i
         inside = [(place, min(max(value, limits[0]), limits[1])) for place, value in found]
         if inside:
             across, up = zip(*inside, strict=True)
-            axes.scatter(across, up, s=30, color=KIND_COLOURS[kind], zorder=2 + order, label=kind)
+            axes.scatter(
+                across, up, s=30, color=KIND_COLOURS[kind], marker=KIND_MARKERS[kind], zorder=2 + order, label=kind
+            )
     best = study.best
     if best is not None and name in best.params and best.values is not None:
         place, value = scale.place(best.params[name]), best.values[objective]

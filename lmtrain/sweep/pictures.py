@@ -14,7 +14,7 @@ from lmtrain.errors import RunFolderError
 from lmtrain.run_dir import RunDir
 from lmtrain.sweep.landscape import draw_contours, draw_importances, draw_parallel_coordinates, draw_slices
 from lmtrain.sweep.reading import ReadStudy, kind_of
-from lmtrain.sweep.scales import KIND_COLOURS, limits_of, typical_limits, value_of
+from lmtrain.sweep.scales import KIND_COLOURS, KIND_MARKERS, limits_of, typical_limits, value_of
 from lmtrain.sweep.study import attempts_of, lease_of
 from lmtrain.tracking.drawing import (
     GREEN,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BAR_COLOURS = KIND_COLOURS | {"infeasible": PURPLE, "failed": INK, "running": GREEN, "waiting": GREEN}
+_BAR_HATCHES = {"diverged": "xx", "infeasible": "..", "waiting": "--"}
+_CURVE_STYLES = {"diverged": "--", "infeasible": "-.", "failed": ":", "running": (0, (1, 3))}
 _WIDE = 8.5  # inches
 _LONGEST_PAUSE = 0.1  # of the time worked: a longer time in which nobody worked is cut out of the timeline
 _LABELLED_SHARE = 0.025  # of the width of the timeline: a bar this long has room for its number
@@ -92,7 +94,7 @@ def _draw_one_history(axes: Axes, study: ReadStudy, objective: int) -> None:
         numbers = [trial.number for trial in study.by_kind[kind] if trial.number in known]
         shown = [min(max(known[number], limits[0]), limits[1]) for number in numbers]
         if numbers:
-            axes.scatter(numbers, shown, s=30, color=colour, label=kind, zorder=2 + order)
+            axes.scatter(numbers, shown, s=30, color=colour, marker=KIND_MARKERS[kind], label=kind, zorder=2 + order)
     better = min if study.directions[objective] == "minimize" else max
     ranked = sorted(study.ranked, key=lambda trial: trial.number)
     if ranked:
@@ -120,6 +122,7 @@ def draw_learning_curves(study: ReadStudy) -> Figure | str:
             values,
             color=VERMILION if kind == "best" else _BAR_COLOURS[kind],
             linewidth=2.4 if kind == "best" else 1.1,
+            linestyle=_CURVE_STYLES.get(kind, "-"),
             alpha=1.0 if kind == "best" else 0.7,
             marker="o" if kind == "best" or len(tokens) == 1 else None,
             markersize=4,
@@ -180,7 +183,7 @@ def draw_timeline(study: ReadStudy) -> Figure | str:
         linewidth=0.6,
     )
     for bar, patch, row, begin, length in zip(bars, drawn, rows, begins, lengths, strict=True):
-        patch.set_hatch(None if bar.is_last else "///")
+        patch.set_hatch(_BAR_HATCHES.get(bar.kind, "") + ("" if bar.is_last else "///") or None)
         if length > _LABELLED_SHARE * span:
             middle = (begin + length / 2) / seconds
             axes.annotate(str(bar.number), (middle, row), ha="center", va="center", fontsize=8, color="white")
@@ -230,7 +233,11 @@ def _legend_of_kinds(figure: Figure, bars: Sequence[_Bar]) -> None:
     from matplotlib.patches import Patch
 
     present = {bar.kind for bar in bars}
-    handles = [Patch(color=_BAR_COLOURS[kind], label=kind) for kind in _BAR_COLOURS if kind in present]
+    handles = [
+        Patch(facecolor=_BAR_COLOURS[kind], edgecolor="white", hatch=_BAR_HATCHES.get(kind), label=kind)
+        for kind in _BAR_COLOURS
+        if kind in present
+    ]
     if not all(bar.is_last for bar in bars):
         handles.append(Patch(facecolor=GREY, edgecolor="white", hatch="///", label="interrupted, gone on with later"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)

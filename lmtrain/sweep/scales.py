@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 KIND_COLOURS = {"completed": BLUE, "diverged": ORANGE, "pruned": GREY}
 """Of trials that have a value to show; better ones lie on top."""
 
+KIND_MARKERS = {"completed": "o", "diverged": "X", "pruned": "v"}
+"""The same for who does not see the colours."""
+
 
 ENOUGH = 8
 """Trials below which importances are chance: of four synthetic studies of four trials, three were wrong."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
+
 _TRAINING = {
     "train/lr": BLUE,
     "train/grad_norm": VERMILION,
@@ -58,6 +62,7 @@ def plot_run(records: Records, folder: Path, histograms: Path | None = None) -> 
     Returns:
         The files written.
     """
+    started = time.monotonic()
     pictures = {
         "loss.png": _draw_loss(records),
         "evaluation.png": _draw_panels(records, _EVALUATION, mark_lowest=True),
@@ -67,7 +72,9 @@ def plot_run(records: Records, folder: Path, histograms: Path | None = None) -> 
         "parameter_histograms.png": draw_histograms({} if histograms is None else read_histograms(histograms)),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return [save_figure(figure, folder / name) for name, figure in pictures.items() if figure is not None]
+    written = [save_figure(figure, folder / name) for name, figure in pictures.items() if figure is not None]
+    log.debug("drew %s in %.2f s", ", ".join(path.name for path in written), time.monotonic() - started)
+    return written
 
 
 def _draw_loss(records: Records) -> Figure | None:

@@ -17,6 +17,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,7 +219,7 @@ class CheckpointFolder:
 
     def write(self, checkpoint: Checkpoint, *, step: int) -> Path:
         """Write a checkpoint and nothing else: no link, nothing dropped. Raises OSError, SafetensorError."""
-        final = self._step_folder(step)
+        started, final = time.monotonic(), self._step_folder(step)
         for left_over in self.folder.glob(".step_*.partial"):  # by a kill
             shutil.rmtree(left_over)
         partial = final.with_name(f".{final.name}.partial")
@@ -241,6 +242,7 @@ class CheckpointFolder:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(self.folder)
+        log.debug("wrote %s in %.2f s", final, time.monotonic() - started)
         return final
 
     def _point(self, name: str, target: Path) -> None:

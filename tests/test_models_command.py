@@ -207,6 +207,18 @@ def test_nothing_is_trained_in_a_store(lmtrain: CommandLine, here: Path) -> None
     assert snapshot(here) == before
 
 
+@pytest.mark.slow
+def test_a_copy_goes_on_as_the_run_would_have(lmtrain: CommandLine, here: Path) -> None:
+    lmtrain("models", "save", "run", "--name", "tale", "--checkpoint", "last")
+    shutil.copytree(here / "models/tale/1", here / "copy")
+    (here / "copy/model.json").unlink()
+    for run in ("run", "copy"):
+        lmtrain(f"resume={run}", "trainer.max_steps=30")
+    for name in ("model.safetensors", "training_state.safetensors"):
+        ours, theirs = (here / run / "checkpoints/step_00000030" / name for run in ("copy", "run"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
 # ------------------------------------------------------------------------------------------- bad input
 
 NAMES = ["../tale", "a/b", "a\\b", "", ".", "..", "-tale", ".tale", "a..b", "a\nb", "a\x00b", "ta le", "ü", "x" * 101]

@@ -20,9 +20,9 @@ from lmtrain.errors import ModelNotFoundError, ModelStoreError, RunError
 from lmtrain.redaction import redact
 from lmtrain.store.entry import METADATA, Metadata, NewEntry, StoredModel, problems, read_metadata
 from lmtrain.store.naming import ModelId, require_alias, require_name
-from lmtrain.store.registry_client import SERVERS, connect, database_file, locked, registry_uri, told
+from lmtrain.store.registry_client import connect, registry_uri, told
+from lmtrain.tracking.mlflow.connection import SERVERS, database_file, known_run, locked
 from lmtrain.tracking.mlflow.connection import connect as connect_to_experiment
-from lmtrain.tracking.mlflow.connection import known_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

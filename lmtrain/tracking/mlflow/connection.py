@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 RUN_FILE = "mlflow_run.json"
 """In a run or sweep folder: where its MLflow run is."""
+
+SERVERS, DATABASES, SQLITE = ("http://", "https://"), ("postgresql", "mysql", "mssql"), "sqlite:///"
+CONNECT_SECONDS = 8  # that a database server may take to answer
 
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "file", "databricks", "databricks-uc", "uc")
 """Addresses of MLflow, besides those that plugins add and plain folders."""
@@ -93,18 +97,40 @@ def connect(config: TrackingConfig, folder: Path, request: Request | None = None
     prepare_mlflow()
     from mlflow import MlflowClient
 
-    database = _sqlite_path(uri)
+    database = database_file(uri)
+    request = Request() if database is not None or request is None else request
+    artifacts = None if database is None else database.parent / "mlruns" / quote(config.experiment, safe="")
+    with locked(uri), request.waiting():
+        require_database(uri)
+        client = MlflowClient(uri)
+        location = None if artifacts is None else artifacts.as_uri()
+        return Store(client, _find_or_create_experiment(client, config.experiment, location), request)
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """While entered, no other process makes tables or numbers versions in the database, if it is a file."""
+    database = database_file(uri)
     if database is None:
-        client = MlflowClient(uri)
-        with (request or Request()).waiting():
-            return Store(client, _find_or_create_experiment(client, config.experiment, None), request)
-    # Processes that start together must not create the tables together.
+        yield
+        return
     with FileLock(f"{database}.lock"):
+        yield
+
+
+def require_database(uri: str) -> None:
+    """Raise at once, of an address that is a database's, what MLflow would try again for minutes."""
+    database = database_file(uri)
+    if database is not None:
         with closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA schema_version")  # refuses at once what MLflow would try for minutes
-        client = MlflowClient(uri)
-        artifacts = database.parent / "mlruns" / quote(config.experiment, safe="")
-        return Store(client, _find_or_create_experiment(client, config.experiment, artifacts.as_uri()))
+            connection.execute("PRAGMA schema_version")
+    elif uri.startswith(DATABASES):
+        from sqlalchemy import create_engine
+
+        limited = not uri.startswith("mssql") and "connect_timeout" not in uri
+        engine = create_engine(uri, connect_args={"connect_timeout": CONNECT_SECONDS} if limited else {})
+        with engine.connect():
+            pass
 
 
 def prepare_mlflow() -> None:
@@ -122,7 +148,7 @@ def tracking_uri(config: TrackingConfig, folder: Path | None = None) -> str:
     Files are made absolute. So a run that is resumed from another folder goes on in its own store.
     """
     uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or _known_uri(folder) or "sqlite:///mlflow.db"
-    path = _sqlite_path(uri)
+    path = database_file(uri)
     return uri if path is None else f"sqlite:///{path}"
 
 
@@ -130,7 +156,7 @@ def _known_uri(folder: Path | None) -> str | None:
     """What `mlflow_run.json` says; None of a database that is not on this machine."""
     known = None if folder is None else known_run(folder)
     uri = None if known is None else str(known["uri"])
-    path = None if uri is None else _sqlite_path(uri)
+    path = None if uri is None else database_file(uri)
     return None if path is not None and not path.is_file() else uri
 
 
@@ -152,10 +178,9 @@ def require_known_scheme(uri: str) -> None:
         raise ConfigError(f"{redact(uri)} is no address of MLflow: it must begin with one of {', '.join(known)}")
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    """The database file of an address, absolute; None when it is no file."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix)).resolve() if uri.startswith(prefix) and uri != prefix else None
+def database_file(uri: str) -> Path | None:
+    """The SQLite file of an address, absolute; None when it is no file."""
+    return Path(uri.removeprefix(SQLITE)).resolve() if uri.startswith(SQLITE) and uri != SQLITE else None
 
 
 def _find_or_create_experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
@@ -175,9 +200,10 @@ def _find_or_create_experiment(client: MlflowClient, name: str, artifact_locatio
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: the server is away, or had a fault of its own."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
 
     if not isinstance(error, MlflowException):
-        return False
+        return isinstance(error, OperationalError)  # of a database server
     status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
     return status >= 500 or status == 429  # too many requests
 

@@ -25,6 +25,7 @@ from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.inference import TrainedModel
 from lmtrain.inference.sample import sample
 from lmtrain.inference.serving import save_mlflow_model
+from lmtrain.initial_weights import name_version
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
 from lmtrain.run_description import describe_run
@@ -139,6 +140,7 @@ def _build(config: ExperimentConfig, judge: StudyJudge | None) -> tuple[Session,
     device = choose_device(config.device)
     require_format(config.precision.format, device)
     set_threads(config.parallel.num_threads)
+    config = name_version(config)  # refused before text is prepared, which may take long
     data = prepare(config.data, config.tokenizer, on_progress=log.info)
     if judge is not None:
         judge.read(data.texts)

@@ -26,7 +26,7 @@ from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.errors import HardwareError, RunFolderError
 from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import available_memory, choose_format
-from lmtrain.initial_weights import load_initial_weights, name_version
+from lmtrain.initial_weights import load_initial_weights
 from lmtrain.model.building import Model, build_model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
@@ -190,7 +190,6 @@ class Session:
 
 def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together, or into memory."""
-    config = name_version(config)
     config, model_choice = settle_model(config, vocab_size=data.tokenizer.vocab_size, device=device)
     batches = train_batches(config, data)
     if batches.note:

@@ -6,6 +6,7 @@ so that importing the package takes no time.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,10 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    with warnings.catch_warnings():
+        # In a notebook without widgets, of Optuna's progress bar, which we do not draw.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

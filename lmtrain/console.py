@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 if TYPE_CHECKING:
     from lmtrain.data.prepared import PreparedData
@@ -83,6 +82,8 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         if self.terminal:
+            from tqdm.contrib.logging import logging_redirect_tqdm  # in a notebook it warns of widgets it does not find
+
             self._stack.enter_context(logging_redirect_tqdm())
         return self
 

@@ -22,7 +22,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,11 +32,11 @@ from lmtrain.store import find_run, open_store
 from lmtrain.store.entry import StoredModel
 from lmtrain.store.naming import REGISTRY, is_registry, parse_id, require_alias, require_name, store_word
 from lmtrain.store.opening import open_registry
+from lmtrain.sweep.terminal import output
 
 if TYPE_CHECKING:
     from lmtrain.store.registry import RegistryStore
 
-WIDTH_OF_A_LOG = 120
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -105,10 +104,7 @@ def list_models(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps([asdict(model) for model in models], indent=2, ensure_ascii=False))
     elif models:
-        console = Console()
-        if not console.is_terminal:
-            console.width = WIDTH_OF_A_LOG
-        console.print(_table(models))
+        output().print(_table(models))
     else:
         print(f"no models in {store}; lmtrain models save RUN --name NAME keeps one")
 

@@ -24,8 +24,9 @@ NUMBERS = ("bits/byte", "perplexity", "step", "tokens", "seconds")
 """Headings of what a run reached, after the metric compared by."""
 
 _LONGEST_NAME = 28  # of a run, that is not folded
-_ROOM_FOR_SETTINGS = 30  # columns of a terminal that settings have at least
-_ROOM_FOR_NUMBERS = 84
+_ROOM_FOR_SETTINGS = 20  # columns of a terminal that settings have at least
+_ROOM_FOR_NUMBERS = 76  # those of all that follows the settings
+_GAP = 3  # between two columns of a table
 _MAX_NAMED = 8  # settings named where there is no room for a column each
 
 
@@ -53,10 +54,11 @@ def _runs_table(comparison: Comparison, *, width: int) -> Table:
     table = new_table(f"{count} run{'s' if count > 1 else ''} by {comparison.metric}")
     names = short_names(comparison.keys)
     settings = {row.name: _cells(comparison, row, names) for row in comparison.rows}
-    longest_name = max(len(row.name) for row in comparison.rows)
-    table.add_column("run", overflow="fold", min_width=min(longest_name, _LONGEST_NAME))
+    name_width = min(max(len(row.name) for row in comparison.rows), _LONGEST_NAME)
+    table.add_column("run", overflow="fold", min_width=name_width)
     longest = [max(map(len, column)) for column in zip(names.values(), *settings.values(), strict=True)]
-    if names and sum(longest) + 2 * len(longest) <= max(_ROOM_FOR_SETTINGS, width - _ROOM_FOR_NUMBERS):
+    room = max(_ROOM_FOR_SETTINGS, width - _ROOM_FOR_NUMBERS - name_width - _GAP)
+    if names and sum(longest) + _GAP * len(longest) <= room:
         for heading in names.values():
             table.add_column(heading, overflow="fold")
     elif names:

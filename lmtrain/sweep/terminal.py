@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +16,7 @@ WIDTH_OF_A_LOG = 120
 def output() -> Console:
     """Standard output, wide enough for a table if it is a file."""
     console = Console()
-    if not console.is_terminal:
+    if not sys.stdout.isatty():  # FORCE_COLOR, which notebooks set, makes rich call a pipe a terminal of 80 columns
         console.width = WIDTH_OF_A_LOG
     return console
 

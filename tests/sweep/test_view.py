@@ -22,6 +22,7 @@ from studies import begun, end, plan_in
 from lmtrain.sweep import tables, view
 from lmtrain.sweep.reading import ReadStudy, StudyReader, read_study, reader_of
 from lmtrain.sweep.tables import results_table, running_table, seconds_left, standing, summary, trial_line
+from lmtrain.sweep.terminal import output
 from lmtrain.sweep.view import StudyView
 
 
@@ -295,3 +296,9 @@ def test_a_terminal_shows_what_runs_and_messages_above_it(
     assert {"a message of 1 line", "a later message", "a message after it"} <= set(lines), "each a line of its own"
     assert not any(line.startswith("trial 1 completed") for line in lines), "the table tells"
     assert "made: 2 trials by val/loss" in lines
+
+
+def test_what_is_no_terminal_gets_wide_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a notebook, which asks for colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert output().width == 120

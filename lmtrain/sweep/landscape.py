@@ -7,7 +7,6 @@ what pruned trials tell.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,6 @@ _MAX_PAIRED = 4  # settings whose pairs are drawn as contours
 _FOREST = 16  # trees of fANOVA; 64 change the shares by 0.02 and take four times as long
 
 
-@functools.lru_cache(maxsize=4)  # the contours ask again
 def importances(study: ReadStudy, objective: int = 0) -> dict[str, float]:
     """Share of an objective's variance over the trials that each setting explains, largest first.
 
@@ -69,7 +67,7 @@ def importances(study: ReadStudy, objective: int = 0) -> dict[str, float]:
 
 def draw_importances(study: ReadStudy) -> Figure | str:
     """A bar for each setting and objective."""
-    shares = [importances(study, index) for index in range(len(study.objectives))]
+    shares = [study.importances, *(importances(study, index) for index in range(1, len(study.objectives)))]
     if not shares[0]:
         few = f"takes at least {ENOUGH} trials, there are {len(sample_of(study).trials)}"
         return few if len(scales_of(study)) > 1 else "takes at least two searched settings"
@@ -155,7 +153,7 @@ def _scatter(axes: Axes, study: ReadStudy, name: str, scale: Scale, objective: i
 def draw_contours(study: ReadStudy) -> Figure | str:
     """The first objective over each pair of settings, the most important ones first."""
     scales = {name: scale for name, scale in scales_of(study).items() if scale.is_ordered}
-    names = [name for name in dict.fromkeys([*importances(study), *scales]) if name in scales][:_MAX_PAIRED]
+    names = [name for name in dict.fromkeys([*study.importances, *scales]) if name in scales][:_MAX_PAIRED]
     sample = sample_of(study)
     drawn = [  # the best last, on top
         (trial, value)

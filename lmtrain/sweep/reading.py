@@ -37,7 +37,7 @@ _STATUS_OF_STATE = {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned
 _TAIL_BYTES = 4096  # of a metrics file; its last record is far shorter
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class StudyDescription:
     """What `study.yaml` says."""
 
@@ -140,7 +140,7 @@ def reader_of(plan: StudyPlan) -> StudyReader:
     return StudyReader(plan.folder, describe_study(plan), plan.storage)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ReadStudy(StudyDescription):
     """A study at one moment."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lmtrain.sweep.comparison import BITS, Comparison, Row, doubts
 from lmtrain.sweep.repetition import ONE_SEED, Repetition, Setting, repetition_of
-from lmtrain.sweep.statistics import Interval, Judgement
+from lmtrain.sweep.statistics import WORSE, Interval, Judgement
 from lmtrain.sweep.terminal import new_table, output
 from lmtrain.sweep.wording import short_count, short_names, short_score, short_value
 
@@ -23,10 +23,9 @@ MEASURED = ("val/loss", "val/perplexity", BITS)
 NUMBERS = ("bits/byte", "perplexity", "step", "tokens", "seconds")
 """Headings of what a run reached, after the metric compared by."""
 
+_DISPENSABLE = ("perplexity", "seconds", "tokens", "step", "bits/byte")  # on a narrow terminal, in this order
 _LONGEST_NAME = 28  # of a run, that is not folded
-_ROOM_FOR_SETTINGS = 20  # columns of a terminal that settings have at least
-_ROOM_FOR_NUMBERS = 76  # those of all that follows the settings
-_GAP = 3  # between two columns of a table
+_PADDING = 3  # of a column
 _MAX_NAMED = 8  # settings named where there is no room for a column each
 
 
@@ -49,27 +48,35 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _runs_table(comparison: Comparison, *, width: int) -> Table:
-    """Numbers are rounded here; `comparison.csv` has them whole."""
-    count = len(comparison.rows)
-    table = new_table(f"{count} run{'s' if count > 1 else ''} by {comparison.metric}")
+    """Numbers are rounded here; `comparison.csv` has them whole. On a narrow terminal some are left out."""
+    rows = comparison.rows
     names = short_names(comparison.keys)
-    settings = {row.name: _cells(comparison, row, names) for row in comparison.rows}
-    name_width = min(max(len(row.name) for row in comparison.rows), _LONGEST_NAME)
-    table.add_column("run", overflow="fold", min_width=name_width)
-    longest = [max(map(len, column)) for column in zip(names.values(), *settings.values(), strict=True)]
-    room = max(_ROOM_FOR_SETTINGS, width - _ROOM_FOR_NUMBERS - name_width - _GAP)
-    if names and sum(longest) + _GAP * len(longest) <= room:
-        for heading in names.values():
-            table.add_column(heading, overflow="fold")
-    elif names:
-        table.add_column("settings", overflow="fold", min_width=_ROOM_FOR_SETTINGS)
-        settings = {row: [_in_a_line(names, cells)] for row, cells in settings.items()}
-    for heading in (comparison.metric, *NUMBERS, "status"):
-        table.add_column(heading, justify="left" if heading == "status" else "right", overflow="fold")
-    for row in comparison.rows:
-        cells = (row.name, *settings[row.name], *numbers(comparison, row), row.status.replace("_", " "))
-        table.add_row(*map(Text, cells), style="bold" if row is comparison.best else None)
+    settings = {name: [_cell(comparison, row, key) for row in rows] for key, name in names.items()}
+    reached = zip(*(numbers(comparison, row) for row in rows), strict=True)
+    measured = dict(zip((comparison.metric, *NUMBERS), reached, strict=True))
+    measured["status"] = tuple(row.status.replace("_", " ") for row in rows)
+    runs = {"run": [row.name for row in rows]}
+    wanted = min(_width(settings), width // 3)
+    for heading in _DISPENSABLE:
+        if min(_width(runs), _LONGEST_NAME) + wanted + _width(measured) > width:
+            measured.pop(heading, None)
+    if _width(runs) + _width(settings) + _width(measured) > width and settings:
+        settings = {"settings": [_in_a_line(names, cells) for cells in zip(*settings.values(), strict=True)]}
+    table = new_table(f"{len(rows)} run{'' if len(rows) == 1 else 's'} by {comparison.metric}")
+    for heading, cells in (runs | settings).items():
+        least = min(_width({heading: cells}) - _PADDING, _LONGEST_NAME if heading == "run" else wanted)
+        table.add_column(heading, overflow="fold", min_width=least)
+    for heading in measured:
+        table.add_column(heading, justify="left" if heading == "status" else "right", no_wrap=True)
+    columns = [*runs.values(), *settings.values(), *measured.values()]
+    for row, line in zip(rows, zip(*columns, strict=True), strict=True):
+        table.add_row(*map(Text, line), style="bold" if row is comparison.best else None)
     return table
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Of a table with these columns."""
+    return sum(max(map(len, (heading, *cells))) + _PADDING for heading, cells in columns.items())
 
 
 def _in_a_line(names: Mapping[str, str], cells: Sequence[str]) -> str:
@@ -82,8 +89,8 @@ def _settings_table(repetition: Repetition) -> Table:
     table = new_table(f"{len(repetition.settings)} settings over their seeds: {repetition.metric}, 95 % intervals")
     table.add_column("settings", overflow="fold")
     for heading in ("seeds", "mean", "interval", "above the best", "p (Holm)"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("", overflow="fold", min_width=len(WORSE))
     for place, (setting, judgement) in enumerate(zip(repetition.settings, repetition.judgements, strict=True)):
         table.add_row(*map(Text, setting_cells(setting, judgement)), style=None if place else "bold")
     return table
@@ -175,9 +182,9 @@ def _setting_in_json(setting: Setting, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _cells(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[str]:
+def _cell(comparison: Comparison, row: Row, key: str) -> str:
     settings = comparison.settings[row.name]
-    return [short_value(settings[key]) if key in settings else "" for key in keys]
+    return short_value(settings[key]) if key in settings else ""
 
 
 def _span(interval: Interval | None, format: str) -> str:

@@ -338,15 +338,35 @@ def test_a_comparison_takes_the_place_of_an_earlier_one_only(mixed: Path, tmp_pa
             require_room(taken)
 
 
-def test_tables_fit_where_many_settings_differ(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (160, set()),
+        (110, set()),
+        (80, {"perplexity", "seconds"}),
+        (60, {"perplexity", "seconds", "tokens", "step"}),
+    ],
+)
+def test_a_table_leaves_out_numbers_rather_than_break_them(
+    mixed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, left_out: set[str]
 ) -> None:
+    monkeypatch.setattr("lmtrain.sweep.terminal.WIDTH_OF_A_LOG", width)
+    print_comparison(of(mixed))
+    table = capsys.readouterr().out.partition("settings over their seeds")[0].splitlines()
+    assert max(map(len, table)) <= width
+    headings = {"run", "lr", "seed", "val/loss", "bits/byte", "perplexity", "step", "tokens", "seconds", "status"}
+    assert set(table[2].split()) == headings - left_out
+    assert [line.split()[0] for line in table[4:10]] == ["0.001-0", "0.001-1", "0.003-0", "0.003-1", "<b>&", "broken"]
+
+
+def test_many_settings_that_differ_share_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record_run(tmp_path / "a", [2.0], "optimizer=adamw", "lr=1e-3", "dropout=0.1", "model.d_model=64", "batch_size=2")
     record_run(tmp_path / "b", [2.0], "model.num_heads=2", "trainer.max_steps=77", "seed=5", "device=cpu")
     print_comparison(of(tmp_path))
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 120 or "Each setting" in max(lines, key=len)
-    assert "more" in "".join(lines)
+    out = capsys.readouterr().out
+    assert max(map(len, out.partition("Each setting")[0].splitlines())) <= 120
+    assert "settings" in out.splitlines()[2]
+    assert "more" in out
 
 
 def test_a_grid_ends_in_the_same_files(tmp_path: Path) -> None:

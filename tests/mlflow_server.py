@@ -1,12 +1,16 @@
-"""A real MLflow server of a test's own, started and killed at will."""
+"""A real MLflow server of a test's own, started and killed at will, and what may stand before or in place of it."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -31,6 +35,10 @@ class MlflowServer:
     def start(self) -> None:
         """Start it; returns when it answers."""
         self.begin()
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when it answers."""
         deadline = time.monotonic() + 90
         while not self.answers():
             assert self._process is not None
@@ -63,3 +71,64 @@ class MlflowServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(20)
             self._process = None
+
+
+class SlowProxy:
+    """Stands before a server and answers for it, each request after `delay` seconds."""
+
+    def __init__(self, server_port: int, delay: float = 0.0) -> None:
+        self.delay, self.requests = delay, 0
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _pass_on(self) -> None:
+                proxy.requests += 1
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                time.sleep(proxy.delay)
+                server = http.client.HTTPConnection("127.0.0.1", server_port, timeout=60)
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                server.request(self.command, self.path, body, headers)
+                answer = server.getresponse()
+                content = answer.read()
+                server.close()
+                with contextlib.suppress(OSError):  # who asked may have gone
+                    self.send_response(answer.status)
+                    self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> SlowProxy:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Unauthorized(http.server.BaseHTTPRequestHandler):
+    """Wants to know who asks, whatever is asked."""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="mlflow"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *arguments: object) -> None:
+        pass

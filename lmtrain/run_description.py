@@ -34,7 +34,7 @@ def describe_run(
         started=earlier.started if earlier else started,
         attempt=attempt,
         dataset=_describe_dataset(session, data),
-        sweep=None if origin.sweep_dir is None else SweepInfo.of(origin.sweep_dir, config.sweep.name),
+        sweep=None if origin.sweep_dir is None else SweepInfo.of(origin.sweep_dir, config.sweep.name, started),
     )
 
 

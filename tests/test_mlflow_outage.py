@@ -105,6 +105,15 @@ def warnings_of(folder: Path) -> list[str]:
     return [line for line in (folder / "lmtrain.log").read_text().splitlines() if " WARNING " in line]
 
 
+def wait_for_metrics(database: Path, run: subprocess.Popen[str]) -> None:
+    """Until the mirror has begun."""
+    deadline = time.monotonic() + 120
+    while not rows(database, "SELECT 1 FROM metrics LIMIT 1"):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def wait_for_step(folder: Path, step: int, run: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not ((file := folder / "metrics.jsonl").exists() and file.read_bytes().count(b"\n") > step):
@@ -128,14 +137,14 @@ def down_at_start(server: MlflowServer, folder: Path, run: subprocess.Popen[str]
 
 
 def killed_in_the_middle(server: MlflowServer, folder: Path, run: subprocess.Popen[str]) -> None:
-    wait_for_step(folder, 300, run)
+    wait_for_metrics(server.database, run)
     server.kill()
-    wait_for_step(folder, 600, run)
+    wait_for_step(folder, (folder / "metrics.jsonl").read_bytes().count(b"\n") + 300, run)
     server.begin()
 
 
 def gone_for_good(server: MlflowServer, folder: Path, run: subprocess.Popen[str]) -> None:
-    wait_for_step(folder, 300, run)
+    wait_for_metrics(server.database, run)
     server.kill()
 
 
@@ -149,7 +158,7 @@ def test_an_outage_costs_a_warning_and_sync_makes_it_good(
     if outage is not down_at_start:
         server.start()
     folder = lmtrain.folder / "run"
-    steps = ("trainer.max_steps=2500", "hydra.run.dir=run")
+    steps = ("trainer.max_steps=3000", "hydra.run.dir=run")
     run = lmtrain.start(*words, f"tracking.uri={server.uri}", *steps, "tracking=mlflow")
     outage(server, folder, run)
     finish(run)
@@ -169,7 +178,7 @@ def test_a_server_that_answers_after_ten_seconds_does_not_hold_up_a_run(
     server.start()
     folder = lmtrain.folder / "run"
     with SlowProxy(server.port, delay=10) as proxy:
-        to = (f"tracking.uri={proxy.uri}", "tracking=mlflow", "hydra.run.dir=run", "trainer.max_steps=2500")
+        to = (f"tracking.uri={proxy.uri}", "tracking=mlflow", "hydra.run.dir=run", "trainer.max_steps=3000")
         run = lmtrain.start(*words, *to)
         finish(run)
         assert proxy.requests

@@ -52,12 +52,15 @@ class SweepInfo:
     started: float  # seconds since the epoch
 
     @classmethod
-    def of(cls, folder: Path, name: str | None = None) -> SweepInfo:
-        """That of a sweep folder; the first to ask settles it, for all processes."""
+    def of(cls, folder: Path, name: str | None = None, started: float | None = None) -> SweepInfo:
+        """That of a sweep folder; the first to ask settles it, for all processes.
+
+        `started` is when the run began that asks.
+        """
         file = folder / SWEEP_FILE
         with FileLock(folder / f".{SWEEP_FILE}.lock"):
             if not file.exists():
-                new = {"id": uuid.uuid4().hex, "name": name or folder.name, "started": _begin_of(folder)}
+                new = {"id": uuid.uuid4().hex, "name": name or folder.name, "started": _begin_of(folder, started)}
                 write_atomically(file, json.dumps(new, indent=2))
             content = _read_json(file)
         return cls(folder=folder, **{key: content[key] for key in ("id", "name", "started")})
@@ -184,10 +187,10 @@ def _derived(run: RunDir) -> dict[str, Any]:
     }
 
 
-def _begin_of(folder: Path) -> float:
-    """When a multirun began: now, unless it has runs already."""
+def _begin_of(folder: Path, started: float | None) -> float:
+    """When a multirun began: with its first run."""
     begun = (config.stat().st_mtime for config in folder.glob("*/config.yaml"))
-    return min(begun, default=time.time())
+    return min([time.time() if started is None else started, *begun])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def describe_run(
     texts = {"data_fingerprint": data.fingerprint, "tokenizer_fingerprint": data.tokenizer.fingerprint}
     return RunInfo(
         id=earlier.id if earlier else new_id(),
-        name=folder.path.name if origin.sweep_dir is None else f"{config.sweep.name}/{folder.path.name}",
+        # The number comes first: where room is short, names lose their ends.
+        name=folder.path.name if origin.sweep_dir is None else f"{folder.path.name} {config.sweep.name}",
         folder=folder.path,
         params={**params, **earlier.params} if earlier else params,
         tags={**session.tags, "data": data.name, **texts, **_trial(folder, origin)},

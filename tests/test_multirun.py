@@ -94,6 +94,8 @@ def test_mlflow_gets_every_run_of_a_grid_below_one_parent(grid: Grid) -> None:
     assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert [child.data.tags["trial"] for child in children] == ["0", "1"]
+    assert [run.info.run_name for run in (parent, *children)] == ["rates", "0000 rates", "0001 rates"]
+    assert {run.data.tags["mlflow.source.name"] for run in (parent, *children)} == {"python -m lmtrain"}
     assert {child.data.tags["study"] for child in children} == {"rates"}
     assert {"comparison.csv", "report.html"} <= {
         artifact.path for artifact in client.list_artifacts(parent.info.run_id)

@@ -58,7 +58,9 @@ def describe_environment() -> dict[str, Any]:
 
 def describe_origin() -> dict[str, str]:
     """Who runs what, where, from which code: user, host, program; in a checkout git.commit, git.branch, git.dirty."""
-    origin = {"host": platform.node(), "program": sys.argv[0]}
+    program = Path(sys.argv[0])
+    module = f"python -m {program.parent.name}"
+    origin = {"host": platform.node(), "program": module if program.name == "__main__.py" else str(program)}
     with suppress(KeyError, OSError):  # a container may run under a user id without a name
         origin["user"] = getpass.getuser()
     if (state := git_state(Path.cwd())) is not None:

@@ -171,7 +171,7 @@ def test_a_server_that_hangs_holds_up_the_end_for_close_timeout_only(
 
 @pytest.mark.usefixtures("fast")
 def test_a_server_that_is_silent_is_not_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The end of a run waits a hundredth of its time for an answer, half a second at least."""
+    """The end of a run waits half a percent of its time for an answer, half a second at least."""
     release = threading.Event()
 
     class Silent(FakeMirror):

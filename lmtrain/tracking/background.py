@@ -30,7 +30,7 @@ from lmtrain.tracking.run_info import RunInfo
 GATHER_SECONDS = 2.0  # records that come within this time go out together
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0  # pauses before a server that is away is asked again
 MAX_QUEUED = 10_000  # records kept for a server that is away; those beyond are read from the metrics file later
-SILENCE = 0.01  # of the time of a run, that its end waits for a request without an answer
+SILENCE = 0.005  # of the time of a run, that its end waits for a request without an answer
 SHORTEST_SILENCE = 0.5  # seconds
 log = logging.getLogger(__name__)
 

@@ -111,6 +111,19 @@ def test_a_key_in_netrc_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     build_tracker(TrackingConfig(wandb=True))
 
 
+def test_a_server_of_ones_own_is_found_where_wandb_login_notes_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_BASE_URL", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = tmp_path / ".config/wandb/settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = https://wandb.example.org\n")
+    with pytest.raises(ConfigError, match=r"a key for wandb\.example\.org"):
+        build_tracker(TrackingConfig(wandb=True))
+
+
 def test_a_server_that_is_away_costs_one_warning_and_the_run_is_kept(lmtrain: CommandLine, words: list[str]) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     run = (*words, "tracking=wandb", "trainer.max_steps=20", "hydra.run.dir=run")

@@ -6,6 +6,7 @@ there is, for `wandb sync` later; a server takes of it the steps that it does no
 
 from __future__ import annotations
 
+import configparser
 import http.client
 import logging
 import netrc
@@ -160,7 +161,11 @@ def wandb_mode(config: TrackingConfig) -> Mode:
 
 
 def _address() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    """Of the server: as the environment says, else as `wandb login --host` noted it, else the public one."""
+    noted = configparser.ConfigParser()
+    noted.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    saved = noted.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or saved
 
 
 def _require_key() -> None:

@@ -102,6 +102,8 @@ def test_mlflow_gets_every_run_of_a_grid_below_one_parent(grid: Grid) -> None:
     }
 
     assert [float(child.data.params["lr"]) for child in children] == [1e-5, 1e-2]
+    best = client.get_logged_model(parent.outputs.model_outputs[0].model_id)
+    assert best.params == children[1].data.params
     chosen = {"tokenizer": "byte", "model.d_model": "16", "batch_size": "4"}
     measured = result_of(sweep_dir / "0001")["metrics"]["val/loss"]
     assert chosen.items() <= children[1].data.params.items()

@@ -21,7 +21,7 @@ from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.tracking.background import one_line
 from lmtrain.tracking.metrics_file import PLACE
 from lmtrain.tracking.mlflow.connection import RUN_FILE, Store, is_transient, known_run
-from lmtrain.tracking.run_info import DIED, DatasetInfo
+from lmtrain.tracking.run_info import DIED, DatasetInfo, RunInfo
 from lmtrain.tracking.tracker import ModelWriter
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ class MlflowRun:
     def log_model(self, folder: Path, write_model: ModelWriter | None) -> None:
         """Send the best checkpoint of a run folder as an MLflow model, unless it was sent before or there is none."""
         checkpoints = RunDir(folder).checkpoints
-        manifest = next((checkpoints / name / "manifest.json" for name in ("best", "last")), None)
-        if write_model is None or manifest is None or not manifest.is_file():
+        manifests = (checkpoints / name / "manifest.json" for name in ("best", "last"))
+        manifest = next((path for path in manifests if path.is_file()), None)
+        if write_model is None or manifest is None:
             return
         digest = sha256(manifest.read_bytes()).hexdigest()
         if self._data.tags.get(MODEL_TAG) == digest:
@@ -164,16 +165,17 @@ class MlflowRun:
             except LmtrainError as error:
                 log.warning("the model of %s is not mirrored: %s", folder.name, error)
                 return
-            self._send_model(written)
+            self._send_model(written, RunInfo.read(folder).params)
         self.store.client.set_tag(self.id, MODEL_TAG, digest)
 
-    def _send_model(self, written: Path) -> None:
+    def _send_model(self, written: Path, params: Mapping[str, Any]) -> None:
+        """`params` are those of the run it comes from, which for a multirun is the best of its runs."""
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
         client = self.store.client
-        params = dict(self._data.params)
-        logged = client.create_logged_model(self.store.experiment_id, "model", source_run_id=self.id, params=params)
+        texts = {key: _format_param(value) for key, value in params.items()}
+        logged = client.create_logged_model(self.store.experiment_id, "model", source_run_id=self.id, params=texts)
         described = Model.load(str(written))
         described.model_id, described.run_id = logged.model_id, self.id
         described.save(str(written / "MLmodel"))

@@ -259,6 +259,7 @@ def draw_parallel_coordinates(study: ReadStudy) -> Figure | str:
                 ha="right",
                 va="center",
                 fontsize=8,
+                zorder=4,  # above the lines
             ).set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})
     _add_note(figure, sample)
     return figure

@@ -169,7 +169,8 @@ def draw_timeline(study: ReadStudy) -> Figure | str:
     shifts = _without_pauses(bars)
     span = max(bar.ended - _shift(shifts, bar.begun) for bar in bars)
     unit, seconds = ("hours", 3600.0) if span > 7200 else ("minutes", 60.0) if span > 120 else ("seconds", 1.0)
-    figure, (axes,) = new_figure(width=9.0, panel_height=1.5 + 0.5 * len(workers))
+    figure, (axes,) = new_figure(width=9.0)
+    figure.set_figheight(1.5 + 0.5 * len(workers))  # lower than other pictures where there is one worker
     rows = [workers.index(bar.worker) for bar in bars]
     begins = [bar.begun - _shift(shifts, bar.begun) for bar in bars]
     lengths = [bar.ended - bar.begun for bar in bars]

@@ -88,7 +88,7 @@ def test_a_run_tells_a_person_how_it_went(finished: Finished) -> None:
         f"step {STEPS}/{STEPS}",
         "sample",
         "val loss",
-        "bits per byte",
+        "val/bits_per_byte",
         "/".join(folder.parts[-3:]),
     ):
         assert part in out

@@ -76,12 +76,15 @@ def test_all_runs_of_a_sweep_arrive(lmtrain: CommandLine, words: list[str], laun
 @pytest.mark.multiprocess
 def test_a_run_killed_leaves_no_process(lmtrain: CommandLine, words: list[str]) -> None:
     run = lmtrain.start(*words, *BOTH, "trainer.max_steps=100000", "hydra.run.dir=run", HOME=str(lmtrain.folder))
-    deadline = time.monotonic() + 60
-    while not (children := psutil.Process(run.pid).children()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert [child.name() for child in children] == ["wandb-core"]
-    os.kill(run.pid, signal.SIGKILL)
-    run.communicate()
+    try:
+        deadline, children = time.monotonic() + 60, []
+        while [child.name() for child in children] != ["wandb-core"]:
+            assert time.monotonic() < deadline, children
+            time.sleep(0.1)
+            children = psutil.Process(run.pid).children()
+    finally:
+        os.kill(run.pid, signal.SIGKILL)
+        run.communicate()
     assert psutil.wait_procs(children, timeout=20) == (children, [])
 
 

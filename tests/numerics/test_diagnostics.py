@@ -156,7 +156,7 @@ def test_a_run_with_diagnostics_is_the_same_and_leaves_pictures(lmtrain: Command
     lmtrain(*words, "trainer.max_steps=6", "hydra.run.dir=plain")
     lmtrain(*words, "trainer.max_steps=3", "hydra.run.dir=watched", "trainer.diagnostics=true")
     watched = RunDir(lmtrain.folder / "watched")
-    pictures = {"gradient_flow.png", "loss.png", "parameter_histograms.png", "training.png"}
+    pictures = {"evaluation.png", "gradient_flow.png", "loss.png", "parameter_histograms.png", "training.png"}
     assert {path.name for path in watched.plots.iterdir()} == pictures
     records = read_metrics(watched.metrics)
     assert [r["step"] for r in records if "diagnostics/grad_norm/block_0" in r] == [1, 3]

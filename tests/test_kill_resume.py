@@ -17,7 +17,7 @@ from lmtrain.run_dir import RunDir
 KILLS = 10
 SMALL = ["data.seq_len=64", "parallel.num_threads=1", "model.d_model=64"]
 SMALL_DECODER = [*SMALL, "model.num_layers=2"]
-SMALL_PAIRS = [*SMALL, "model.num_encoder_layers=1", "model.num_decoder_layers=1", "tokenizer.vocab_size=280"]
+SMALL_PAIRS = [*SMALL, "model.num_encoder_layers=1", "model.num_decoder_layers=1", "tokenizer.vocab_size=400"]
 
 
 @pytest.mark.slow

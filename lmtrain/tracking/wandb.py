@@ -16,7 +16,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -162,8 +162,9 @@ def wandb_mode(config: TrackingConfig) -> Mode:
 
 def _address() -> str:
     """Of the server: as the environment says, else as `wandb login --host` noted it, else the public one."""
-    noted = configparser.ConfigParser()
-    noted.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    noted = configparser.RawConfigParser()
+    with suppress(configparser.Error):
+        noted.read(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
     saved = noted.get("default", "base_url", fallback="https://api.wandb.ai")
     return os.environ.get("WANDB_BASE_URL") or saved
 

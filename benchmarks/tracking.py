@@ -90,22 +90,18 @@ def time_trackers(folder: Path, calls: int) -> dict[str, list[float]]:
 @contextmanager
 def condition(name: str, server: MlflowServer, middle: float) -> Iterator[list[str]]:
     """The server as it is to be while a run takes place; the middle of it is so many seconds away. Gives settings."""
-    later = None
-    if name not in ("none", "there from the middle"):
-        server.start()
-    with SlowProxy(server.port, DELAY) as proxy:
-        if name == "there from the middle":
-            later = threading.Timer(middle, server.begin)
-        elif name == "killed in the middle":
-            later = threading.Timer(middle, server.kill)
-        if later is not None:
-            later.start()
-        uri = proxy.uri if name == "slow" else server.uri
-        yield ["tracking=none"] if name == "none" else ["tracking=mlflow", f"tracking.uri={uri}"]
-        if later is not None:
-            later.cancel()
-            later.join()
-    server.kill()
+    server.start()  # unless it runs; its own start would cost a run on the same machine more than its absence
+    proxy = SlowProxy(server.port, DELAY if name == "slow" else 0)
+    if name == "slow":
+        proxy.open()
+    changes = {"there from the middle": proxy.open, "killed in the middle": server.kill}
+    change = threading.Timer(middle, changes.get(name, lambda: None))
+    change.start()
+    uri = proxy.uri if name in ("there from the middle", "slow") else server.uri
+    yield ["tracking=none"] if name == "none" else ["tracking=mlflow", f"tracking.uri={uri}"]
+    change.cancel()
+    change.join()
+    proxy.close()
 
 
 def time_runs(folder: Path, settings: list[str], rounds: int) -> dict[str, dict[str, list[float]]]:

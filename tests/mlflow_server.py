@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import http.server
 import os
@@ -33,8 +32,9 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; returns when it answers."""
-        self.begin()
+        """Start it unless it runs; returns when it answers."""
+        if self._process is None:
+            self.begin()
         self.wait()
 
     def wait(self) -> None:
@@ -52,7 +52,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self.folder / "server.log").open("a") as log:
             self._process = subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True, env=environment
@@ -78,12 +78,21 @@ class SlowProxy:
 
     def __init__(self, server_port: int, delay: float = 0.0) -> None:
         self.delay, self.requests = delay, 0
+        self._port = free_port()
+        self._server: http.server.ThreadingHTTPServer | None = None
+        self.uri = f"http://127.0.0.1:{self._port}"
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def _pass_on(self) -> None:
+                try:
+                    self._ask()
+                except OSError:  # the server, or who asked, has gone meanwhile
+                    self.close_connection = True
+
+            def _ask(self) -> None:
                 proxy.requests += 1
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 time.sleep(proxy.delay)
@@ -93,29 +102,38 @@ class SlowProxy:
                 answer = server.getresponse()
                 content = answer.read()
                 server.close()
-                with contextlib.suppress(OSError):  # who asked may have gone
-                    self.send_response(answer.status)
-                    self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
+                self.send_response(answer.status)
+                self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815
 
             def log_message(self, *arguments: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._handler = Handler
+
+    def open(self) -> None:
+        """From now on there is an answer at the address."""
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
         self._server.daemon_threads = True
-        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """From now on there is none."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
     def __enter__(self) -> SlowProxy:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.close()
 
 
 class Unauthorized(http.server.BaseHTTPRequestHandler):

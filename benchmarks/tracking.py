@@ -206,7 +206,8 @@ def main() -> int:
         processes = time_processes(folder)
         runs = time_runs(folder, settings, rounds)
     figures = figures_of(calls, runs, processes)
-    samples = {"log": {name: sorted(taken) for name, taken in calls.items()}, "runs": runs, "processes": processes}
+    percentiles = {name: statistics.quantiles(taken, n=100) for name, taken in calls.items()}
+    samples = {"percentiles of log": percentiles, "runs": runs, "processes": processes}
     return publish("tracking", figures, config=config, samples=samples, quick=arguments.quick)
 
 

@@ -92,12 +92,23 @@ class SlowProxy:
                 except OSError:  # the server, or who asked, has gone meanwhile
                     self.close_connection = True
 
+            def _body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
+
             def _ask(self) -> None:
                 proxy.requests += 1
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = self._body()
                 time.sleep(proxy.delay)
                 server = http.client.HTTPConnection("127.0.0.1", server_port, timeout=60)
-                headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+                own = ("host", "transfer-encoding", "content-length")
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in own}
                 server.request(self.command, self.path, body, headers)
                 answer = server.getresponse()
                 content = answer.read()

@@ -74,13 +74,16 @@ WATCHING = PATHS | {
 }
 """Settings that no result depends on: those, and how a run is watched."""
 
-FREE_ON_RESUME = WATCHING | {
+DIVIDING = {"parallel.strategy", "parallel.reshard_after_forward", "parallel.cpu_offload"}
+"""Settings that results depend on by rounding and by the random numbers of dropout only."""
+
+FREE_ON_RESUME = WATCHING | DIVIDING | {
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.patience", "trainer.min_delta"),
     *("trainer.eval_every", "trainer.eval_every_tokens", "trainer.eval_batches"),
 }
-"""Settings a resumed run may change: those, and its budget."""
+"""Settings a resumed run may change: those, its budget, and how it is divided among processes."""
 
-UNSEEN_IN_RESULTS = WATCHING | {"parallel.num_threads", "force", "resume"}
+UNSEEN_IN_RESULTS = WATCHING | DIVIDING | {"parallel.num_threads", "force", "resume"}
 """Settings that two trials of one study may differ in and still compare, but for rounding."""
 
 

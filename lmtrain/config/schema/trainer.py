@@ -92,9 +92,20 @@ class TrainerConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """The processors one run uses."""
+    """The processors one run uses.
 
-    num_threads: int | None = None  # CPU threads of this process; None: all cores
+    `ddp` and `fsdp` are for the processes that torchrun starts: each trains on its share of every batch.
+    """
+
+    strategy: Literal["single", "ddp", "fsdp"] = "single"  # one process; the model in each; a part of it in each
+    num_threads: int | None = None  # CPU threads of each process; None: all cores, divided by the processes
+    reshard_after_forward: bool = True  # fsdp: drop a block's gathered weights until its backward pass
+    cpu_offload: bool = False  # fsdp on GPUs: parts of weights, gradients and optimizer state lie in main memory
 
     def __post_init__(self) -> None:
         require_positive("parallel.", num_threads=self.num_threads)
+        for name, default in (("reshard_after_forward", True), ("cpu_offload", False)):
+            require(
+                self.strategy == "fsdp" or getattr(self, name) == default,
+                f"parallel.{name} is for parallel=fsdp, this run has parallel.strategy={self.strategy}",
+            )

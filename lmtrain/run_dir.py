@@ -45,6 +45,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer.model"
         self.plots = path / "plots"
+        self.profile = path / "profile"  # with trainer.profile
         self.log = path / "lmtrain.log"
         self.sample = path / "sample.txt"
         self.git_diff = path / "git.diff"

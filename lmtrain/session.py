@@ -38,6 +38,7 @@ from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.memory import out_of_memory_recognized
 from lmtrain.training.optimizers import build_optimizers
 from lmtrain.training.precision import Precision, bf16_speedup
+from lmtrain.training.profiling import StepProfiler
 from lmtrain.training.schedules import warmup_length
 from lmtrain.training.step import TrainingStep
 from lmtrain.training.trainer import Judge, Progress, Trainer
@@ -171,6 +172,11 @@ class Session:
             if self.config.trainer.diagnostics
             else None,
             utilisation=self._utilisation(),
+            profiler=StepProfiler(
+                folder.profile, self.precision.device, first=progress.step, total_steps=self.total_steps
+            )
+            if trainer.profile
+            else None,
         )
 
     def _circumstances(self) -> dict[str, Any]:

@@ -70,17 +70,21 @@ PATHS = frozenset(
 
 WATCHING = PATHS | {
     *("trainer.time_limit", "trainer.log_every", "trainer.checkpoint_every", "trainer.keep_checkpoints"),
-    *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every"),
+    *("trainer.sample_tokens", "trainer.diagnostics", "trainer.diagnostics_every", "trainer.profile"),
 }
 """Settings that no result depends on: those, and how a run is watched."""
 
 DIVIDING = {"parallel.strategy", "parallel.reshard_after_forward", "parallel.cpu_offload"}
 """Settings that results depend on by rounding and by the random numbers of dropout only."""
 
-FREE_ON_RESUME = WATCHING | DIVIDING | {
-    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.patience", "trainer.min_delta"),
-    *("trainer.eval_every", "trainer.eval_every_tokens", "trainer.eval_batches"),
-}
+FREE_ON_RESUME = (
+    WATCHING
+    | DIVIDING
+    | {
+        *("trainer.max_steps", "trainer.max_epochs", "trainer.max_tokens", "trainer.patience", "trainer.min_delta"),
+        *("trainer.eval_every", "trainer.eval_every_tokens", "trainer.eval_batches"),
+    }
+)
 """Settings a resumed run may change: those, its budget, and how it is divided among processes."""
 
 UNSEEN_IN_RESULTS = WATCHING | DIVIDING | {"parallel.num_threads", "force", "resume"}

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from lmtrain.data.batches import Batch
 from lmtrain.training.losses import TrainingLoss
@@ -97,8 +98,9 @@ class TrainingStep:
             if self.grad_clip is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
             set_lr(self.optimizers, lr)
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
+            with record_function("optimizer"):
+                for optimizer in self.optimizers:
+                    self.scaler.step(optimizer)
             if observer is not None:
                 observer.after_update()
         self.scaler.update()
@@ -180,9 +182,10 @@ class TrainingStep:
         num_targets = max(1, batch.num_targets)  # of a batch without targets the loss is 0, and so is the gradient
         for part in batch.split(size):
             part = part.to(self.precision.device)
-            with self.precision.autocast():
+            with record_function("forward"), self.precision.autocast():
                 objective, cross_entropy = self._loss(forward(part.inputs, **part.context), part.targets)
-            self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
+            with record_function("backward"):
+                self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
             total += cross_entropy / num_targets
         return total
 

@@ -11,7 +11,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from lmtrain.data.batches import Batch
 from lmtrain.training.checkpoint import Checkpoint, CheckpointWriter
 from lmtrain.training.diagnostics import SPIKE_WINDOW, Diagnostics, is_spike
 from lmtrain.training.interrupt import StopRequest
+from lmtrain.training.profiling import StepProfiler
 from lmtrain.training.schedules import lr_at, reduction_due
 from lmtrain.training.step import StepOutcome, TrainingStep
 
@@ -109,6 +110,7 @@ class Trainer:
         warmup_steps: int = 0,
         diagnostics: Diagnostics | None = None,
         utilisation: Callable[[float], dict[str, float]] = lambda tokens_per_second: {},
+        profiler: StepProfiler | None = None,
     ) -> None:
         """`prepare` is called before the first step, and may find that not one sequence fits into memory.
 
@@ -131,6 +133,7 @@ class Trainer:
         self.warmup_steps = warmup_steps
         self.diagnostics = diagnostics
         self.utilisation = utilisation
+        self.profiler = profiler
         self.stopwatch = Stopwatch()
         self._latest: dict[str, float] = {}
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
@@ -144,7 +147,8 @@ class Trainer:
         """
         try:
             self.prepare()
-            return self._loop(stop)
+            with self.profiler or nullcontext():
+                return self._loop(stop)
         except torch.OutOfMemoryError as error:
             log.error(
                 "out of memory with one sequence at a time (%s)\n"
@@ -166,6 +170,9 @@ class Trainer:
         while self.progress.step < self.total_steps:
             tokens_before = self.progress.tokens
             outcome = self._advance()
+            if self.profiler is not None:
+                with self.stopwatch.paused():
+                    self.profiler.step()
             if self._diverged(outcome):
                 return "diverged"
             done = self.progress.step

@@ -47,6 +47,7 @@ class TrainerConfig:
     compile: bool = False  # torch.compile the model
     diagnostics: bool = False  # record norms, update ratios and distributions of the weights, layer by layer
     diagnostics_every: int = 100  # ... so often in steps, and at the first and the last step
+    profile: bool = False  # trace a few steps after warm-up, and tabulate their costliest operators
     sample_tokens: int = 120  # tokens of the sample shown at the end; 0: none
 
     def __post_init__(self) -> None:

@@ -28,7 +28,8 @@ from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.prepare import prepare
 from lmtrain.hardware import set_threads
 from lmtrain.session import Session, build_session
-from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointWriter, capture
+from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, capture
+from lmtrain.training.checkpoint_writer import CheckpointWriter
 
 TARGET = 1.3
 SETTINGS = [
@@ -64,7 +65,7 @@ class Run:
         return capture(self.session.model, self.session.step.optimizers, self.session.step.scaler, {"step": self.steps})
 
     def writer(self) -> CheckpointWriter:
-        return CheckpointWriter(CheckpointFolder(self.folder / "checkpoints", keep=2))
+        return CheckpointWriter(CheckpointFolder(self.folder / "checkpoints", keep=2).save)
 
     def written(self, step: int) -> bool:
         """Whether the checkpoint of a step is in its place."""

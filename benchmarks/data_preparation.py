@@ -28,7 +28,7 @@ from report import Figure, median_figure, parser, publish
 
 from lmtrain.config.compose import compose_config
 from lmtrain.data.prepare import prepare
-from lmtrain.session import train_batches
+from lmtrain.feeding import train_batches
 
 MIN_SPEED, MAX_MEMORY, MAX_START = 8.0, 1.0, 0.3  # MB/s, GB, s
 CHANGED_WORDS = 50  # one in so many

@@ -13,10 +13,10 @@ from lmtrain.data.prepare import find_prepared, was_prepared
 from lmtrain.data.prepared import PreparedData
 from lmtrain.data.ramps import BatchSizes, Ramp
 from lmtrain.data.vocabulary import USUAL_CHARACTERS, vocabulary_size
+from lmtrain.feeding import count_steps, train_batches
 from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import available_memory, choose_device, require_format, total_memory
 from lmtrain.model.sizing import ParameterCount, flops_per_token
-from lmtrain.session import count_steps, train_batches
 from lmtrain.training.footprint import Footprint, TrainingMemory
 
 

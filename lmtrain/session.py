@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,16 @@ import torch
 from torch import Tensor
 
 from lmtrain.config.presets import preset_of
-from lmtrain.config.schema import EncoderDecoderConfig, ExperimentConfig, TransformerConfig
-from lmtrain.data.batches import Batch, EvalBatches, Source, TrainBatches
-from lmtrain.data.evaluation import eval_batches
-from lmtrain.data.packed import PackedBatches
-from lmtrain.data.padded import PaddedBatches
+from lmtrain.config.schema import ExperimentConfig, TransformerConfig
+from lmtrain.data.batches import Batch, EvalBatches, TrainBatches
 from lmtrain.data.prefetch import Prefetched
-from lmtrain.data.prepared import SPLIT_WORDS, PreparedData, SplitName
-from lmtrain.data.ramps import Ramp
-from lmtrain.data.sequence_to_sequence import document_rows
+from lmtrain.data.prepared import PreparedData
 from lmtrain.data.tokenizer import load_tokenizer
+from lmtrain.distributed.sharding import DividedFiles
+from lmtrain.distributed.strategy import Division, replicate, shard, whole
+from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import HardwareError, RunFolderError
+from lmtrain.feeding import OwnShare, count_steps, train_batches, val_batches
 from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import available_memory, choose_format
 from lmtrain.initial_weights import load_initial_weights
@@ -31,7 +29,16 @@ from lmtrain.model.building import Model, build_model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
 from lmtrain.training.activation_checkpointing import checkpoint_activations
-from lmtrain.training.checkpoint import CheckpointFolder, CheckpointWriter, capture, restore
+from lmtrain.training.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    TensorFiles,
+    WholeFiles,
+    capture,
+    divided_like,
+    restore,
+)
+from lmtrain.training.checkpoint_writer import Checkpoints, CheckpointWriter, NoCheckpoints
 from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
 from lmtrain.training.losses import TrainingLoss
@@ -53,7 +60,9 @@ class Session:
 
     config: ExperimentConfig  # with the device, the model and the number format that `auto` stood for
     model: Model
-    forward: Callable[..., Tensor]  # the model, compiled if asked for
+    forward: Callable[..., Tensor]  # the model as it is called: compiled, or divided among processes
+    team: Team
+    files: TensorFiles  # how checkpoints are written and read
     step: TrainingStep
     batches: TrainBatches
     val_batches: EvalBatches
@@ -83,19 +92,20 @@ class Session:
         Raises UsageError if it is of another model or tokenizer, or of other text (unless `force`).
         """
         self._require_tokenizer(RunDir(checkpoints.parent))
-        folder = CheckpointFolder(checkpoints)
+        folder = CheckpointFolder(checkpoints, files=self.files)
         checkpoint = folder.load_newest()
         if checkpoint.meta["data_fingerprint"] != self.data_fingerprint and not self.config.force:
             raise RunFolderError(
                 "the text is not the one this run was trained on: its continuation would be another run; "
                 "put the text back, or add force=true to go on all the same"
             )
-        restore(checkpoint, self.model, self.step.optimizers, self.step.scaler)
+        restore(checkpoint, self.model, self.step.optimizers, self.step.scaler, self.team)
         microbatch = checkpoint.meta.get("micro_batch_size")  # absent from the first checkpoints of this format
         if microbatch is not None and microbatch["setting"] == self.config.trainer.micro_batch_size:
             self.step.micro_batch_size = microbatch["in_use"]
         progress = Progress(**checkpoint.meta["progress"])
-        folder.link(step=progress.step, best_step=progress.best_step)
+        if self.team.leads:
+            folder.link(step=progress.step, best_step=progress.best_step)
         return progress
 
     def _require_tokenizer(self, folder: RunDir) -> None:
@@ -108,12 +118,12 @@ class Session:
 
     def find_micro_batch_size(self) -> None:
         """Settle how many sequences go through the model at a time. Raises torch.OutOfMemoryError if not one can."""
-        room = available_memory() if self.precision.device.type == "cpu" else None
+        room = available_memory() / self.team.local_size if self.precision.device.type == "cpu" else None
         needed = training_memory(
             self.config, self.model.config, vocab_size=self.model.vocab_size, device=self.precision.device
         )
         self.step.find_micro_batch_size(
-            self.batches.largest,
+            self.batches.largest.share(self.team.rank, self.team.size),
             room=room,
             beside=needed.state_bytes + needed.checkpoint_bytes,
             bound=needed.sequence_bytes,
@@ -129,6 +139,7 @@ class Session:
             bytes_per_token=self.val_bytes_per_token,
             forward=self.forward,
             micro_batch_size=self.step.micro_batch_size,
+            team=self.team,
         )
 
     @property
@@ -154,13 +165,13 @@ class Session:
             total_steps=self.total_steps,
             step=self.step,
             batches=Prefetched(
-                self.batches, num_steps=self.total_steps, pin_memory=self.precision.device.type == "cuda"
+                OwnShare(self.batches, self.team),
+                num_steps=self.total_steps,
+                pin_memory=self.precision.device.type == "cuda",
             ),
             evaluate=self.evaluate,
-            capture=lambda state: capture(
-                self.model, self.step.optimizers, self.step.scaler, {"progress": state, **self._circumstances()}
-            ),
-            checkpoints=CheckpointWriter(CheckpointFolder(folder.checkpoints, keep=trainer.keep_checkpoints)),
+            capture=self._capture,
+            checkpoints=self._checkpoints(folder),
             objective=self.config.objectives[0],
             record=record,
             progress=progress,
@@ -169,21 +180,30 @@ class Session:
             judge=judge,
             warmup_steps=self.settling_steps,
             diagnostics=Diagnostics(self.model, histograms=folder.histograms)
-            if self.config.trainer.diagnostics
+            if self.config.trainer.diagnostics and self.team.leads
             else None,
-            utilisation=self._utilisation(),
+            utilisation=self._utilisation() if self.team.leads else lambda tokens_per_second: {},
+            agree=self.team.largest,
             profiler=StepProfiler(
                 folder.profile, self.precision.device, first=progress.step, total_steps=self.total_steps
             )
-            if trainer.profile
+            if trainer.profile and self.team.leads
             else None,
         )
 
-    def _circumstances(self) -> dict[str, Any]:
-        """What a checkpoint must know to be continued to the bit, besides what is trained."""
+    def _checkpoints(self, folder: RunDir) -> Checkpoints:
+        """Where this process saves to: all of it, its share, or nothing."""
+        if not self.team.leads and self.config.parallel.strategy != "fsdp":
+            return NoCheckpoints()
+        target = CheckpointFolder(folder.checkpoints, keep=self.config.trainer.keep_checkpoints, files=self.files)
+        return CheckpointWriter(target.save if self.team.leads else target.save_share)
+
+    def _capture(self, progress: dict[str, Any]) -> Checkpoint:
+        """What is trained, and what else must be known to continue it to the bit."""
         # The microbatch decides how sums are rounded.
         microbatch = {"setting": self.config.trainer.micro_batch_size, "in_use": self.step.micro_batch_size}
-        return {"data_fingerprint": self.data_fingerprint, "micro_batch_size": microbatch}
+        meta = {"progress": progress, "data_fingerprint": self.data_fingerprint, "micro_batch_size": microbatch}
+        return capture(self.model, self.step.optimizers, self.step.scaler, meta, self.team)
 
     def _utilisation(self) -> Utilisation:
         device, format = self.precision.device, self.precision.format
@@ -194,7 +214,7 @@ class Session:
         return Utilisation(device, flops_per_token=tokens, peak_flops=peak)
 
 
-def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Session:
+def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device, team: Team = ALONE) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together, or into memory."""
     config, model_choice = settle_model(config, vocab_size=data.tokenizer.vocab_size, device=device)
     batches = train_batches(config, data)
@@ -205,12 +225,14 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
     torch.manual_seed(config.seed)
     try:
         model = _build_model(config, data, device)
-        precision = _choose_precision(config, model, batches.largest, device)
+        precision = team.from_leader(_choose_precision(config, model, batches.largest, device))
+        division = _divide(config, model, precision, team)
     except torch.OutOfMemoryError as error:
         raise HardwareError(
             f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
         ) from error
-    forward: Callable[..., Tensor] = torch.compile(model) if config.trainer.compile else model
+    if config.trainer.compile:
+        division = replace(division, forward=torch.compile(division.forward))
     step = TrainingStep(
         model,
         build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
@@ -218,8 +240,13 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         grad_clip=config.trainer.grad_clip,
         micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
         loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
-        forward=forward,
+        forward=division.forward,
+        pass_by=division.pass_by,
+        team=team,
     )
+    divided = config.parallel.strategy == "fsdp"
+    if team.rank:  # dropout of its own
+        torch.manual_seed(config.seed + team.rank)
     return Session(
         config=replace(
             config,
@@ -227,10 +254,12 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
             precision=replace(config.precision, format=precision.name),
         ),
         model=model,
-        forward=forward,
+        forward=division.forward,
+        team=team,
+        files=DividedFiles(team, divided_like(model, step.optimizers)) if divided else WholeFiles(),
         step=step,
         batches=batches,
-        val_batches=_val_batches(config, data),
+        val_batches=val_batches(config, data),
         val_bytes_per_token=data.bytes_per_target("val"),
         data_fingerprint=data.fingerprint,
         tokenizer_fingerprint=data.tokenizer.fingerprint,
@@ -249,11 +278,30 @@ def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.dev
         vocab_size=data.tokenizer.vocab_size,
         seq_len=config.data.seq_len,
         dropout=config.dropout,
-    ).to(device)
+    )
+    if config.parallel.strategy != "fsdp":  # which moves each part to where it belongs
+        model = model.to(device)
     if config.init_from is not None:
         load_initial_weights(model, config, data)
     checkpoint_activations(model.all_blocks(), config.trainer.activation_checkpointing)
     return model
+
+
+def _divide(config: ExperimentConfig, model: Model, precision: Precision, team: Team) -> Division:
+    match config.parallel.strategy:
+        case "single":
+            return whole(model)
+        case "ddp":
+            return replicate(model, team, precision.device)
+        case "fsdp":
+            return shard(
+                model,
+                team,
+                precision.device,
+                format=precision.format,
+                reshard_after_forward=config.parallel.reshard_after_forward,
+                cpu_offload=config.parallel.cpu_offload,
+            )
 
 
 @out_of_memory_recognized()
@@ -261,70 +309,3 @@ def _choose_precision(config: ExperimentConfig, model: Model, largest: Batch, de
     one_sequence = next(largest.split(1))
     format, reason = choose_format(config.precision.format, device, lambda: bf16_speedup(model, one_sequence))
     return Precision(device, format, reason)
-
-
-def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
-    """What the steps of a run train on. Raises DataError if the text is too short for a sequence."""
-
-    def ramp(initial: int, steps: int | None) -> Ramp | None:
-        return None if steps is None else Ramp(initial=initial, steps=steps)
-
-    sources, trainer = _sources(data, "train"), config.trainer
-    if config.data.batches == "padded":
-        return PaddedBatches(
-            document_rows(
-                sources,
-                seq_len=config.data.seq_len,
-                split=SPLIT_WORDS["train"],
-                source_end_id=_source_end_id(config, data),
-            ),
-            [source.weight for source in sources],
-            batch_size=config.batch_size,
-            seed=config.seed,
-        )
-    return PackedBatches(
-        sources,
-        seq_len=config.data.seq_len,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        separate_documents=config.data.batches == "packed_documents",
-        batch_size_ramp=ramp(trainer.initial_batch_size, trainer.batch_size_warmup_steps),
-        seq_len_ramp=ramp(trainer.initial_seq_len, trainer.seq_len_warmup_steps),
-    )
-
-
-def _val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
-    return eval_batches(
-        config.data,
-        _sources(data, "val"),
-        split=SPLIT_WORDS["val"],
-        batch_size=config.batch_size,
-        source_end_id=_source_end_id(config, data),
-        num_batches=config.trainer.eval_batches,
-    )
-
-
-def _source_end_id(config: ExperimentConfig, data: PreparedData) -> int | None:
-    """What the targets of an encoder-decoder begin after."""
-    return data.tokenizer.end_id if isinstance(config.model, EncoderDecoderConfig) else None
-
-
-def _sources(data: PreparedData, split: SplitName) -> list[Source]:
-    """Named if there are several."""
-    several = len(data.sources) > 1
-    return [
-        Source(source.splits[split].documents, source.weight, source.name if several else "")
-        for source in data.sources
-        if split in source.splits
-    ]
-
-
-def count_steps(config: ExperimentConfig, batches: TrainBatches) -> int:
-    """Optimizer steps of the budget, whichever of the three gives it."""
-    trainer = config.trainer
-    if trainer.max_steps is not None:
-        return trainer.max_steps
-    if trainer.max_epochs is not None:
-        return batches.steps_for(sequences=math.ceil(trainer.max_epochs * batches.epoch_size))
-    assert trainer.max_tokens is not None
-    return batches.steps_for(sequences=math.ceil(trainer.max_tokens / batches.mean_targets))

@@ -18,10 +18,11 @@ MODULES = {
 LAYERS = [
     ("errors", "machine", "origin", "redaction"),
     ("config", "new_folder", "run_dir"),
-    ("data", "model", "tracking", "hardware", "console", "training"),
+    ("data", "model", "tracking", "hardware", "console", "distributed", "training"),
     ("reading",),
     ("store",),
     ("initial_weights", "fitting"),
+    ("feeding",),
     ("session", "inference"),
     ("run_description",),
     ("run", "planning"),
@@ -32,6 +33,7 @@ LAYERS = [
 # Leaves of one layer know nothing of each other, but for these.
 ACROSS = {
     ("training", "data"),  # the trainer is given batches
+    ("training", "distributed"),
     ("training", "model"),
     ("training", "tracking"),
 }

@@ -16,7 +16,8 @@ from torch import nn
 
 from lmtrain.config.schema import SCHEMAS, MuonConfig, OptimizerConfig
 from lmtrain.errors import CheckpointError, NewerFormatError, RunError, WeightsOnlyError
-from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, CheckpointWriter, capture, restore
+from lmtrain.training.checkpoint import Checkpoint, CheckpointFolder, capture, restore
+from lmtrain.training.checkpoint_writer import CheckpointWriter
 from lmtrain.training.optimizers import build_optimizers
 
 Parts = tuple[nn.Module, list[torch.optim.Optimizer], torch.amp.GradScaler]
@@ -262,7 +263,7 @@ def test_the_writer_saves_the_state_of_the_call_while_training_goes_on(
 
     monkeypatch.setattr(CheckpointFolder, "save", slow)
     folder = CheckpointFolder(tmp_path)
-    writer = CheckpointWriter(folder)
+    writer = CheckpointWriter(folder.save)
     writer.save(capture(model, optimizers, scaler, {}), step=2, best_step=2)
     train(model, optimizers, 3)
     assert not folder.has_any()
@@ -276,7 +277,7 @@ def test_the_writer_saves_the_state_of_the_call_while_training_goes_on(
 def test_the_first_save_copies_into_the_buffers_made_ready(tmp_path: Path) -> None:
     model, optimizers, scaler = build(seed=0)
     train(model, optimizers, 1)
-    writer = CheckpointWriter(CheckpointFolder(tmp_path))
+    writer = CheckpointWriter(CheckpointFolder(tmp_path).save)
     writer.prepare(capture(model, optimizers, scaler, {}))
     writer.wait()
     places = {name: buffer.data_ptr() for name, buffer in writer._buffers.items()}
@@ -291,7 +292,7 @@ def test_the_first_save_copies_into_the_buffers_made_ready(tmp_path: Path) -> No
 def test_a_failed_write_in_the_background_is_raised_by_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer, parts = CheckpointWriter(CheckpointFolder(tmp_path)), build(seed=0)
+    writer, parts = CheckpointWriter(CheckpointFolder(tmp_path).save), build(seed=0)
     writer.save(capture(*parts, {"step": 1}), step=1)
     writer.wait()
     monkeypatch.setattr("lmtrain.training.checkpoint.sync", raise_full_disk)

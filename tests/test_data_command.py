@@ -16,7 +16,7 @@ from lmtrain.config.explain import REQUEST_ERRORS, explain
 from lmtrain.config.saved import to_yaml
 from lmtrain.data.prepare import prepare
 from lmtrain.errors import LmtrainError
-from lmtrain.session import train_batches
+from lmtrain.feeding import train_batches
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lmtrain.data.batches import IGNORED
 from lmtrain.data.documents import Documents
 from lmtrain.data.prepared import PreparedData, PreparedSource, PreparedSplit
 from lmtrain.data.tokenizer import ByteTokenizer
-from lmtrain.session import train_batches
+from lmtrain.feeding import train_batches
 
 QUESTIONS = [(f"What is {number} and {number}?\n", f"It is {2 * number}.") for number in range(40)]
 STORIES = [f"Story {number}: " + "once " * (number % 5) for number in range(30)]

@@ -153,7 +153,7 @@ def _show_samples(source: PreparedSource, tokenizer: Tokenizer, number: int, see
 
 
 def _show_step(config: ExperimentConfig, data: PreparedData, step: int, full: bool) -> None:
-    from lmtrain.session import count_steps, train_batches  # not at the top: torch
+    from lmtrain.feeding import count_steps, train_batches  # not at the top: torch
 
     batches = train_batches(config, data)
     num_steps = count_steps(config, batches)

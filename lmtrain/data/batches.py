@@ -54,6 +54,20 @@ class Batch:
         for start in range(0, len(self.inputs), rows):
             yield self._map(lambda tensor, part=slice(start, start + rows): tensor[part])  # type: ignore[misc]
 
+    def share(self, number: int, of: int) -> Batch:
+        """The part of one among `of` processes, of as many sequences as that of each other.
+
+        Where sequences are too few for that, their place is taken by the first one without its targets.
+        """
+        if of == 1:
+            return self
+        rows = -(-self.num_sequences // of) * self.rows_per_sequence
+        own = slice(number * rows, (number + 1) * rows)
+        missing = rows - len(self.inputs[own])
+        part = self._map(lambda tensor: torch.cat([tensor[own], tensor[:1].expand(missing, *tensor.shape[1:])]))
+        part.targets[rows - missing :] = IGNORED
+        return part
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device; from pinned memory without waiting for the copy."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,7 +1,5 @@
 """Checkpoints: everything a run needs to go on, in one folder that is whole or not there.
 
-Tensors are copied to host memory first, which is all that training waits for; a thread writes them.
-
 `step_00001000/` holds `model.safetensors`, `training_state.safetensors` (optimizer moments, random states; absent where
 a model was exported for use), `meta.json` (step, counts, scores) and `manifest.json` (format and sha256 of the others).
 It is written under a temporary name, synced and renamed; `last` and `best` are links to such folders. Reading executes
@@ -11,23 +9,22 @@ A format newer than ours is refused, not passed over like damage: an older check
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import logging
 import shutil
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import CheckpointError, NewerFormatError, RunError, WeightsOnlyError
 from lmtrain.new_folder import sync
 
@@ -52,9 +49,11 @@ def capture(
     optimizers: list[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
     meta: dict[str, Any],
+    team: Team = ALONE,
 ) -> Checkpoint:
-    """The state of a run now; the tensors are the live ones, not copies."""
-    state = {f"random/{name}": device.get_rng_state() for name, device in _random_devices().items()}
+    """The state of a run now; the tensors are the live ones, not copies, and may be parts of those of a team."""
+    states = team.gather({name: device.get_rng_state() for name, device in _random_devices().items()})
+    state = {_of(rank, f"random/{name}"): value for rank, own in enumerate(states) for name, value in own.items()}
     for number, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             state |= {f"optimizer/{number}/{parameter}/{name}": value for name, value in values.items()}
@@ -67,8 +66,12 @@ def restore(
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
+    team: Team = ALONE,
 ) -> None:
-    """Put a captured state back. Raises CheckpointError if it belongs to another architecture or optimizer."""
+    """Put a captured state back. Raises CheckpointError if it belongs to another architecture or optimizer.
+
+    A process that was not there when it was captured keeps the random numbers that it has.
+    """
     load_weights(model, checkpoint.model)
     for number, optimizer in enumerate(optimizers):
         whole = optimizer.state_dict()
@@ -81,8 +84,28 @@ def restore(
     if checkpoint.meta["scaler"]:
         scaler.load_state_dict(checkpoint.meta["scaler"])
     for name, device in _random_devices().items():
-        if f"random/{name}" in checkpoint.state:
-            device.set_rng_state(checkpoint.state[f"random/{name}"])
+        if (key := _of(team.rank, f"random/{name}")) in checkpoint.state:
+            device.set_rng_state(checkpoint.state[key])
+
+
+def _of(rank: int, name: str) -> str:
+    """The name of what each process of a team has for itself."""
+    return f"{name}/{rank}" if rank else name
+
+
+def divided_like(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> Callable[[str, torch.Size], Tensor | None]:
+    """For a name of `capture` and a shape, the parameter that such a tensor is divided like; None: it is whole."""
+    parameters = dict(model.named_parameters())
+    by_optimizer = [[p for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+
+    def like(name: str, shape: torch.Size) -> Tensor | None:
+        kind, *rest = name.split("/")
+        parameter = by_optimizer[int(rest[0])][int(rest[1])] if kind == "optimizer" else parameters.get(name)
+        return parameter if parameter is not None and parameter.shape == shape else None
+
+    return like
 
 
 def _random_devices() -> dict[str, Any]:
@@ -111,13 +134,32 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
+class TensorFiles(Protocol):
+    """How tensors are written to a safetensors file and read from one."""
+
+    def save(self, tensors: dict[str, Tensor], path: Path) -> None: ...
+
+    def load(self, path: Path) -> dict[str, Tensor]: ...
+
+
+class WholeFiles:
+    """Tensors that this process holds whole."""
+
+    def save(self, tensors: dict[str, Tensor], path: Path) -> None:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+
+    def load(self, path: Path) -> dict[str, Tensor]:
+        return load_file(path)
+
+
 class CheckpointFolder:
     """The `checkpoints/` folder of a run."""
 
-    def __init__(self, folder: Path, *, keep: int = 1) -> None:
+    def __init__(self, folder: Path, *, keep: int = 1, files: TensorFiles | None = None) -> None:
         """`keep` newest checkpoints stay, besides the best."""
         self.folder = folder
         self.keep = keep
+        self._files = files or WholeFiles()
 
     def save(self, checkpoint: Checkpoint, *, step: int, best_step: int | None = None) -> Path:
         """Write a checkpoint, set the links and drop those no longer kept.
@@ -170,8 +212,8 @@ class CheckpointFolder:
                 if _sha256(folder / file) != sums[file]:
                     raise CheckpointError(f"{folder / file} is damaged: its sha256 is not that of the manifest")
             return Checkpoint(
-                model=load_file(folder / MODEL),
-                state={} if weights_only else load_file(folder / STATE),
+                model=self._files.load(folder / MODEL),
+                state={} if weights_only else self._files.load(folder / STATE),
                 meta=json.loads((folder / META).read_text()),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -222,17 +264,15 @@ class CheckpointFolder:
         started, final = time.monotonic(), self._step_folder(step)
         for left_over in self.folder.glob(".step_*.partial"):  # by a kill
             shutil.rmtree(left_over)
-        partial = final.with_name(f".{final.name}.partial")
+        partial = self._draft(step)
         partial.mkdir(parents=True)
         try:
             (partial / META).write_text(json.dumps(checkpoint.meta, indent=2))
-            parts = {MODEL: checkpoint.model} | ({STATE: checkpoint.state} if checkpoint.state else {})
-            for file, tensors in parts.items():
-                save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial / file)
+            for file in (files := self._write_tensors(checkpoint, partial)):
                 shutil.copymode(partial / META, partial / file)  # made with mode 0600, whatever the umask
-            sums = {file: _sha256(partial / file) for file in (*parts, META)}
+            sums = {file: _sha256(partial / file) for file in (*files, META)}
             (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=2))
-            for file in (*parts, META, MANIFEST):
+            for file in (*files, META, MANIFEST):
                 sync(partial / file)
             sync(partial)
             if final.exists():  # left by an attempt that was killed just before it pointed `last` here
@@ -244,6 +284,19 @@ class CheckpointFolder:
         sync(self.folder)
         log.debug("wrote %s in %.2f s", final, time.monotonic() - started)
         return final
+
+    def save_share(self, checkpoint: Checkpoint, *, step: int, best_step: int | None = None) -> None:
+        """Take part in what the leader of a team does with `save`: write this process's parts of the tensors."""
+        self._write_tensors(checkpoint, self._draft(step))
+
+    def _write_tensors(self, checkpoint: Checkpoint, folder: Path) -> list[str]:
+        parts = {MODEL: checkpoint.model} | ({STATE: checkpoint.state} if checkpoint.state else {})
+        for file, tensors in parts.items():
+            self._files.save(tensors, folder / file)
+        return list(parts)
+
+    def _draft(self, step: int) -> Path:
+        return self.folder / f".{self._step_folder(step).name}.partial"
 
     def _point(self, name: str, target: Path) -> None:
         """Make a link name → target, replacing an older one in one move."""
@@ -261,79 +314,6 @@ class CheckpointFolder:
         for folder in sorted(self.folder.glob("step_*"))[: -self.keep]:
             if folder.resolve() not in linked:
                 shutil.rmtree(folder)
-
-
-class CheckpointWriter:
-    """Saves checkpoints in a thread, one at a time; training waits for the copy into host memory only.
-
-    The copies go into buffers that are kept: two host copies of the state would be too many for a large model, so a
-    checkpoint that comes before the one before is written waits for it.
-    """
-
-    def __init__(self, folder: CheckpointFolder) -> None:
-        self._folder = folder
-        self._buffers: dict[str, Tensor] = {}
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def prepare(self, checkpoint: Checkpoint) -> None:
-        """Make the buffers for checkpoints like this one, in the background.
-
-        The system maps memory page by page at the first write, which takes longer than the copy that is to come.
-        """
-
-        def touch() -> None:
-            for part, tensors in (("model", checkpoint.model), ("state", checkpoint.state)):
-                for name, tensor in tensors.items():
-                    buffer = self._buffer(f"{part}/{name}", tensor)
-                    # Not zero_(): in this thread it would start a second team of threads beside that of training.
-                    ctypes.memset(buffer.data_ptr(), 0, buffer.nbytes)
-
-        self.wait()
-        self._start(touch)
-
-    def save(self, checkpoint: Checkpoint, *, step: int, best_step: int | None = None) -> None:
-        """Copy now, write soon. Raises what went wrong with the one before (RunError)."""
-        self.wait()
-        copy = replace(
-            checkpoint, model=self._copy("model", checkpoint.model), state=self._copy("state", checkpoint.state)
-        )
-        self._start(lambda: self._folder.save(copy, step=step, best_step=best_step))
-
-    def _start(self, work: Callable[[], object]) -> None:
-        def note_errors() -> None:
-            try:
-                work()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=note_errors, name="checkpoint", daemon=False)
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when nothing is left to write. Raises what went wrong (RunError)."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def _copy(self, part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        copies = {
-            name: self._buffer(f"{part}/{name}", tensor).copy_(tensor.detach(), non_blocking=True)
-            for name, tensor in tensors.items()
-        }
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-        return copies
-
-    def _buffer(self, key: str, like: Tensor) -> Tensor:
-        buffer = self._buffers.get(key)
-        if buffer is None or (buffer.shape, buffer.dtype) != (like.shape, like.dtype):
-            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
-            self._buffers[key] = buffer
-        return buffer
 
 
 def _sha256(path: Path) -> str:

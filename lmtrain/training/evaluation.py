@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmtrain.data.batches import Batch
+from lmtrain.distributed.team import ALONE, Team
 from lmtrain.training.losses import losses_of_targets
 from lmtrain.training.precision import Precision
 
@@ -21,20 +22,23 @@ def evaluate(
     bytes_per_token: float,
     forward: Callable[..., Tensor] | None = None,
     micro_batch_size: int | None = None,
+    team: Team = ALONE,
 ) -> dict[str, float]:
     """`val/loss` (nats a token), `val/perplexity` and `val/bits_per_byte` over all batches, without dropout.
 
-    At most `micro_batch_size` sequences go through the model at a time; None: a whole batch.
+    At most `micro_batch_size` sequences go through the model at a time; None: a whole batch. Each process of the team
+    takes its share of every batch.
     """
     logits_of = model if forward is None else forward  # a compiled model has no truth value
     was_training = model.training
     model.eval()
     total, num_targets = 0.0, 0
     for batch in batches:
-        total += measure(logits_of, batch, precision, micro_batch_size).sum(dtype=torch.float64).item()
+        part = batch.share(team.rank, team.size)
+        total += measure(logits_of, part, precision, micro_batch_size).sum(dtype=torch.float64).item()
         num_targets += batch.num_targets
     model.train(was_training)
-    return metrics("val", total, num_targets, bytes_per_token)
+    return metrics("val", sum(team.gather(total)), num_targets, bytes_per_token)
 
 
 @torch.no_grad()

@@ -32,6 +32,13 @@ class StopRequest:
             self._signal = signal.SIGTERM
         return self._signal
 
+    def settle(self, agree: Callable[[int], int]) -> bool:
+        """Whether to stop, as all processes of a run see it: `agree` gives the largest of the numbers they give."""
+        number = agree(0 if self.signal is None else self.signal)
+        if number and self._signal is None:
+            self._signal = signal.Signals(number)
+        return number != 0
+
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):

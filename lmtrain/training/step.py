@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from lmtrain.data.batches import Batch
+from lmtrain.distributed.sharding import gathered
+from lmtrain.distributed.strategy import PassBy, passing_alone
+from lmtrain.distributed.team import ALONE, Team
 from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.memory import (
     PeakMemory,
@@ -69,10 +72,13 @@ class TrainingStep:
         micro_batch_size: int | None,
         loss: TrainingLoss = PLAIN,
         forward: Callable[..., Tensor] | None = None,
+        pass_by: PassBy = passing_alone,
+        team: Team = ALONE,
     ) -> None:
         """`micro_batch_size` None: the whole batch, or what `find_micro_batch_size` finds, until memory runs out.
 
-        `forward` is the compiled model, if there is one.
+        `forward` is the model as it is called if not as it is: compiled, or divided among the processes of a team, each
+        of which is given its share of every batch; `pass_by` is then entered around each pass.
         """
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -83,20 +89,23 @@ class TrainingStep:
         self.micro_batch_size = micro_batch_size
         self._loss = loss
         self._forward = model if forward is None else forward  # a compiled model has no truth value
+        self._pass_by = pass_by
+        self._team = team
 
     @out_of_memory_recognized()
     def __call__(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         """Raises torch.OutOfMemoryError when not even one sequence at a time fits."""
-        loss = self._backward_that_fits(batch)
+        loss = self._backward_that_fits(batch, self._forward)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        grad_norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grad_norm = gathered(norm)
         applied = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
         if applied:
             if observer is not None:
                 observer.before_update()
             if self.grad_clip is not None:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, grad_norm)
+                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
             set_lr(self.optimizers, lr)
             with record_function("optimizer"):
                 for optimizer in self.optimizers:
@@ -132,11 +141,11 @@ class TrainingStep:
                 with out_of_memory_recognized():
                     self.micro_batch_size = size if room is None else self._likely_to_fit(largest, room, beside)
                     with optimizer_state_filled(self.optimizers):
-                        self._backward_that_fits(largest)
+                        self._backward_that_fits(largest, self.model if self._team.has_others else self._forward)
             finally:
                 self._drop_gradients()
                 rewind()
-        self.micro_batch_size = self.micro_batch_size or size
+        self.micro_batch_size = self._team.least(self.micro_batch_size or size)
 
     def _likely_to_fit(self, batch: Batch, room: float, beside: float) -> int:
         """The largest microbatch that should fit into `room` bytes, by what one and two sequences take."""
@@ -156,7 +165,7 @@ class TrainingStep:
         self._drop_gradients()
         return int(memory.peak)
 
-    def _backward_that_fits(self, batch: Batch) -> Tensor:
+    def _backward_that_fits(self, batch: Batch, forward: Callable[..., Tensor]) -> Tensor:
         """Gradients of the whole batch; out of memory halves the microbatch and starts the same step again.
 
         With the same random numbers: the outcome is that of a step begun with the smaller microbatch, to the bit.
@@ -165,9 +174,9 @@ class TrainingStep:
         while True:
             size = min(self.micro_batch_size or batch.num_sequences, batch.num_sequences)
             try:
-                return self._backward(batch, size, self._forward)
+                return self._backward(batch, size, forward)
             except torch.OutOfMemoryError:
-                if size == 1:
+                if size == 1 or (self._team.has_others and forward is self._forward):  # they are in the same step
                     raise
                 self.micro_batch_size = half(size)
             self._drop_gradients()
@@ -180,14 +189,16 @@ class TrainingStep:
     def _backward(self, batch: Batch, size: int, forward: Callable[..., Tensor]) -> Tensor:
         total = torch.zeros((), device=self.precision.device)
         num_targets = max(1, batch.num_targets)  # of a batch without targets the loss is 0, and so is the gradient
-        for part in batch.split(size):
-            part = part.to(self.precision.device)
-            with record_function("forward"), self.precision.autocast():
-                objective, cross_entropy = self._loss(forward(part.inputs, **part.context), part.targets)
-            with record_function("backward"):
-                self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
+        parts = list(batch.split(size))
+        for number, part in enumerate(parts, start=1):
+            with self._pass_by(number == len(parts)):
+                part = part.to(self.precision.device)
+                with record_function("forward"), self.precision.autocast():
+                    objective, cross_entropy = self._loss(forward(part.inputs, **part.context), part.targets)
+                with record_function("backward"):
+                    self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
             total += cross_entropy / num_targets
-        return total
+        return self._team.add_up(total)
 
     def _drop_gradients(self) -> None:
         for optimizer in self.optimizers:

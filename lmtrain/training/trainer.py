@@ -19,7 +19,8 @@ import torch
 
 from lmtrain.config.schema import ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
-from lmtrain.training.checkpoint import Checkpoint, CheckpointWriter
+from lmtrain.training.checkpoint import Checkpoint
+from lmtrain.training.checkpoint_writer import Checkpoints
 from lmtrain.training.diagnostics import SPIKE_WINDOW, Diagnostics, is_spike
 from lmtrain.training.interrupt import StopRequest
 from lmtrain.training.profiling import StepProfiler
@@ -100,7 +101,7 @@ class Trainer:
         batches: Batches,
         evaluate: Callable[[], dict[str, float]],
         capture: Callable[[dict[str, Any]], Checkpoint],
-        checkpoints: CheckpointWriter,
+        checkpoints: Checkpoints,
         objective: str,
         record: Callable[[dict[str, float]], None],
         progress: Progress,
@@ -111,9 +112,11 @@ class Trainer:
         diagnostics: Diagnostics | None = None,
         utilisation: Callable[[float], dict[str, float]] = lambda tokens_per_second: {},
         profiler: StepProfiler | None = None,
+        agree: Callable[[int], int] = int,
     ) -> None:
         """`prepare` is called before the first step, and may find that not one sequence fits into memory.
 
+        `agree` gives the largest of the numbers that the processes of the run give it.
         `judge` is heard from the end of the first `warmup_steps` on: before it, runs cannot be compared."""
         self.config = config
         self.schedule = schedule
@@ -134,6 +137,7 @@ class Trainer:
         self.diagnostics = diagnostics
         self.utilisation = utilisation
         self.profiler = profiler
+        self.agree = agree
         self.stopwatch = Stopwatch()
         self._latest: dict[str, float] = {}
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
@@ -178,7 +182,7 @@ class Trainer:
             done = self.progress.step
             if done == first + 1:  # from now on the optimizers have the state that checkpoints will hold
                 self.checkpoints.prepare(self.capture({}))
-            interrupted = stop.signal is not None and done < self.total_steps
+            interrupted = stop.settle(self.agree) and done < self.total_steps
             evaluating = done == self.total_steps or self._evaluation_due(tokens_before)
             # A training loss that is the objective must be that of the step evaluated.
             wanted = evaluating and self.objective.startswith("train/")

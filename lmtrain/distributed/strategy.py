@@ -1,0 +1,110 @@
+"""How a model is divided among the processes of a team, so that the gradient is that of the whole batch.
+
+Each process sums the losses of its share of a batch, already divided by the targets of the whole, so gradients are
+added up, not averaged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lmtrain.distributed.team import Team
+
+
+class Dividable(Protocol):
+    """A model made of blocks."""
+
+    def all_blocks(self) -> Iterable[nn.Module]: ...
+
+
+PassBy = Callable[[bool], AbstractContextManager[object]]
+"""`with pass_by(last)` around forward and backward of a microbatch: gradients are exchanged in the last one."""
+
+
+def passing_alone(last: bool) -> AbstractContextManager[object]:
+    """Nothing is exchanged."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Division:
+    """A model as a process of a team calls it."""
+
+    forward: Callable[..., Tensor]
+    pass_by: PassBy = passing_alone
+
+
+def whole(model: Callable[..., Tensor]) -> Division:
+    """A model that is not divided."""
+    return Division(model)
+
+
+def replicate(model: nn.Module, team: Team, device: torch.device) -> Division:
+    """The whole model in every process (`DistributedDataParallel`), which begins with the leader's weights."""
+    if not team.has_others:
+        return whole(model)
+    replica = nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    replica.register_comm_hook(None, _add_up)
+    return Division(replica, lambda last: contextlib.nullcontext() if last else replica.no_sync())
+
+
+def _add_up(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    """What `DistributedDataParallel` does with gradients, without its division by the number of processes."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return cast("torch.futures.Future[Tensor]", work.get_future().then(lambda done: done.value()[0]))
+
+
+def shard(
+    model: nn.Module,
+    team: Team,
+    device: torch.device,
+    *,
+    format: torch.dtype,
+    reshard_after_forward: bool,
+    cpu_offload: bool,
+) -> Division:
+    """A part of weights, gradients and optimizer state in every process (`fully_shard`, FSDP2).
+
+    Weights are gathered block by block, in the number format of the forward pass; gradients are added up in fp32.
+    The model becomes its own sharded self: its parameters are DTensors from now on.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+    settings: dict[str, Any] = {
+        "mesh": init_device_mesh(device.type, (team.size,)),
+        "reshard_after_forward": reshard_after_forward,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=None if format == torch.float32 else format, reduce_dtype=torch.float32
+        ),
+        "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
+    }
+    for block in cast("Dividable", model).all_blocks():
+        fully_shard(block, **settings)
+    sharded = fully_shard(model, **settings)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+    @contextlib.contextmanager
+    def pass_by(last: bool) -> Any:
+        sharded.set_requires_gradient_sync(last)
+        sharded.set_is_last_backward(last)
+        yield
+
+    return Division(model, pass_by)

@@ -58,6 +58,7 @@ def train_batches(config: ExperimentConfig, data: PreparedData) -> TrainBatches:
 
 
 def val_batches(config: ExperimentConfig, data: PreparedData) -> EvalBatches:
+    """What a run is evaluated on. Raises DataError if there is no target."""
     return eval_batches(
         config.data,
         _sources(data, "val"),

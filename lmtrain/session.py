@@ -223,26 +223,13 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
     total_steps = count_steps(config, batches)
     warmup_length(config.schedule, total_steps)  # refused here if it is too long
     torch.manual_seed(config.seed)
-    try:
-        model = _build_model(config, data, device)
-        precision = team.from_leader(_choose_precision(config, model, batches.largest, device))
-        division = _divide(config, model, precision, team)
-    except torch.OutOfMemoryError as error:
-        raise HardwareError(
-            f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
-        ) from error
-    if config.trainer.compile:
-        division = replace(division, forward=torch.compile(division.forward))
-    step = TrainingStep(
-        model,
-        build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
-        precision,
-        grad_clip=config.trainer.grad_clip,
-        micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
-        loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
-        forward=division.forward,
-        pass_by=division.pass_by,
-        team=team,
+    model, step = build_step(
+        config,
+        batches.largest,
+        data.tokenizer.vocab_size,
+        device,
+        team,
+        begin=None if config.init_from is None else lambda model: load_initial_weights(model, config, data),
     )
     divided = config.parallel.strategy == "fsdp"
     if team.rank:  # dropout of its own
@@ -251,10 +238,10 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         config=replace(
             config,
             device=device.type,  # type: ignore[arg-type]  # one of those there are to choose from
-            precision=replace(config.precision, format=precision.name),
+            precision=replace(config.precision, format=step.precision.name),
         ),
         model=model,
-        forward=division.forward,
+        forward=step.forward,
         team=team,
         files=DividedFiles(team, divided_like(model, step.optimizers)) if divided else WholeFiles(),
         step=step,
@@ -268,21 +255,56 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
     )
 
 
+def build_step(
+    config: ExperimentConfig,
+    largest: Batch,
+    vocab_size: int,
+    device: torch.device,
+    team: Team = ALONE,
+    *,
+    begin: Callable[[Model], None] | None = None,
+) -> tuple[Model, TrainingStep]:
+    """A new model and the step that trains it.
+
+    Args:
+        largest: a batch as large as any of the run.
+        begin: gives the model other weights than random ones.
+
+    Raises UsageError if the model does not fit into memory, or cannot be trained so.
+    """
+    try:
+        model = _build_model(config, vocab_size, device, begin)
+        precision = team.from_leader(_choose_precision(config, model, largest, device))
+        division = _divide(config, model, precision, team)
+    except torch.OutOfMemoryError as error:
+        raise HardwareError(
+            f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
+        ) from error
+    return model, TrainingStep(
+        model,
+        build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
+        precision,
+        grad_clip=config.trainer.grad_clip,
+        micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
+        loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
+        forward=torch.compile(division.forward) if config.trainer.compile else division.forward,
+        pass_by=division.pass_by,
+        team=team,
+    )
+
+
 @out_of_memory_recognized()
-def _build_model(config: ExperimentConfig, data: PreparedData, device: torch.device) -> Model:
+def _build_model(
+    config: ExperimentConfig, vocab_size: int, device: torch.device, begin: Callable[[Model], None] | None
+) -> Model:
     assert isinstance(config.model, TransformerConfig)
     if config.model.attention == "flex" and device.type != "cuda":
         raise HardwareError(f"model.attention=flex can only be trained on CUDA, this run is on {device.type}; use auto")
-    model = build_model(
-        config.model,
-        vocab_size=data.tokenizer.vocab_size,
-        seq_len=config.data.seq_len,
-        dropout=config.dropout,
-    )
+    model = build_model(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len, dropout=config.dropout)
     if config.parallel.strategy != "fsdp":  # which moves each part to where it belongs
         model = model.to(device)
-    if config.init_from is not None:
-        load_initial_weights(model, config, data)
+    if begin is not None:
+        begin(model)
     checkpoint_activations(model.all_blocks(), config.trainer.activation_checkpointing)
     return model
 

@@ -157,8 +157,13 @@ class PackedEvalBatches:
         self._batch_size = batch_size
         self._separate_documents = separate_documents
 
+    @property
+    def num_sequences(self) -> int:
+        """Of all batches."""
+        return len(self._rows)
+
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+        return -(-self.num_sequences // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for _, batch in self.located())

@@ -243,8 +243,13 @@ class PaddedEvalBatches:
         self._rows = rows
         self._batch_size = batch_size
 
+    @property
+    def num_sequences(self) -> int:
+        """Of all batches."""
+        return len(self._chosen.documents)
+
     def __len__(self) -> int:
-        return -(-len(self._chosen.documents) // self._batch_size)
+        return -(-self.num_sequences // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for _, batch in self.located())

@@ -54,8 +54,13 @@ class SlidingEvalBatches:
         self._begin_id = begin_id
         self._separate_documents = separate_documents
 
+    @property
+    def num_sequences(self) -> int:
+        """Of all batches."""
+        return len(self._windows.rows)
+
     def __len__(self) -> int:
-        return -(-len(self._windows.rows) // self._batch_size)
+        return -(-self.num_sequences // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for _, batch in self.located())

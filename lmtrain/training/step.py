@@ -88,14 +88,14 @@ class TrainingStep:
         self.grad_clip = grad_clip
         self.micro_batch_size = micro_batch_size
         self._loss = loss
-        self._forward = model if forward is None else forward  # a compiled model has no truth value
+        self.forward = model if forward is None else forward  # a compiled model has no truth value
         self._pass_by = pass_by
         self._team = team
 
     @out_of_memory_recognized()
     def __call__(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
         """Raises torch.OutOfMemoryError when not even one sequence at a time fits."""
-        loss = self._backward_that_fits(batch, self._forward)
+        loss = self._backward_that_fits(batch, self.forward)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -141,7 +141,7 @@ class TrainingStep:
                 with out_of_memory_recognized():
                     self.micro_batch_size = size if room is None else self._likely_to_fit(largest, room, beside)
                     with optimizer_state_filled(self.optimizers):
-                        self._backward_that_fits(largest, self.model if self._team.has_others else self._forward)
+                        self._backward_that_fits(largest, self.model if self._team.has_others else self.forward)
             finally:
                 self._drop_gradients()
                 rewind()
@@ -176,7 +176,7 @@ class TrainingStep:
             try:
                 return self._backward(batch, size, forward)
             except torch.OutOfMemoryError:
-                if size == 1 or (self._team.has_others and forward is self._forward):  # they are in the same step
+                if size == 1 or (self._team.has_others and forward is self.forward):  # they are in the same step
                     raise
                 self.micro_batch_size = half(size)
             self._drop_gradients()

@@ -5,10 +5,13 @@ Counts nothing per layer and measures no loss; FLOPs per token are those of `mod
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import sys
 import time
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -74,6 +77,41 @@ def memory_bytes(device: torch.device) -> int:
     import resource
 
     return pages * resource.getpagesize()
+
+
+class PeakBytes:
+    """Watches a device's memory while entered: `peak`, the most bytes this process has held of it.
+
+    On CUDA what PyTorch has reserved, without the context; else resident memory, which on systems other than Linux may
+    have been as high before.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.peak = 0.0
+
+    def __enter__(self) -> PeakBytes:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # the highest resident size begins anew
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._device.type == "cuda":
+            self.peak = float(torch.cuda.max_memory_reserved(self._device))
+            return
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path("/proc/self/status").read_text().splitlines()
+            most = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+        self.peak = float(most)
 
 
 def peak_flops(device: torch.device, format: torch.dtype) -> float | None:

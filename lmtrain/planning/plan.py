@@ -9,11 +9,12 @@ import torch
 
 from lmtrain.config.schema import ExperimentConfig, TransformerConfig
 from lmtrain.data.encoding import has_prompts
+from lmtrain.data.evaluation import EVAL_BATCH_SEQUENCES
 from lmtrain.data.prepare import find_prepared, was_prepared
 from lmtrain.data.prepared import PreparedData
 from lmtrain.data.ramps import BatchSizes, Ramp
 from lmtrain.data.vocabulary import USUAL_CHARACTERS, vocabulary_size
-from lmtrain.feeding import count_steps, train_batches
+from lmtrain.feeding import count_steps, train_batches, val_batches
 from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import available_memory, choose_device, require_format, total_memory
 from lmtrain.model.sizing import ParameterCount, flops_per_token
@@ -26,6 +27,10 @@ class Budget:
 
     steps: int | None
     tokens: int | None  # that are targets
+    sequences: int | None
+    evaluated_sequences: int | None  # of one evaluation
+    evaluations: int = 0
+    checkpoints: int = 0  # if every evaluation is the best so far, each of which is kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,8 @@ class Plan:
     flops_per_token: float
     memory: TrainingMemory
     room: float  # bytes of the device's memory that training may take
+    data: PreparedData | None  # if something follows from it, and it was prepared
+    devices: int = 1  # that the batch is divided among
 
     @property
     def parameters(self) -> ParameterCount:
@@ -83,7 +90,8 @@ def make_plan(config: ExperimentConfig) -> Plan:
     require_format(config.precision.format, device)
     known = vocabulary_size(config.tokenizer, config.data)
     data = None
-    if (known is None or _follows_from_text(config)) and was_prepared(config.data, config.tokenizer):
+    evaluates_all = config.trainer.eval_batches is None
+    if (known is None or evaluates_all or _follows_from_text(config)) and was_prepared(config.data, config.tokenizer):
         data = find_prepared(config.data, config.tokenizer)
     vocab_size = data.tokenizer.vocab_size if data is not None else known or USUAL_CHARACTERS
     settled, choice = settle_model(config, vocab_size=vocab_size, device=device)
@@ -100,24 +108,48 @@ def make_plan(config: ExperimentConfig) -> Plan:
         flops_per_token=flops_per_token(model, vocab_size, config.data.seq_len),
         memory=training_memory(settled, model, vocab_size=vocab_size, device=device),
         room=available_memory() if device.type == "cpu" else total_memory(device),
+        data=data,
     )
 
 
 def plan_budget(config: ExperimentConfig, data: PreparedData | None) -> Budget:
-    """Steps and target tokens of a run; without data, as far as they follow from the settings."""
+    """The budget of a run; without data, as far as it follows from the settings."""
     trainer = config.trainer
+    evaluated = None if trainer.eval_batches is None else trainer.eval_batches * EVAL_BATCH_SEQUENCES
     if data is not None:
         batches = train_batches(config, data)
         steps = count_steps(config, batches)
-        return Budget(steps=steps, tokens=int(batches.sequences(steps - 1).stop * batches.mean_targets))
-    if _follows_from_text(config):
-        return Budget(steps=trainer.max_steps, tokens=trainer.max_tokens)
-    ramp = trainer.batch_size_warmup_steps
-    sizes = BatchSizes(
-        config.batch_size, None if ramp is None else Ramp(initial=trainer.initial_batch_size, steps=ramp)
+        sequences = batches.sequences(steps - 1).stop
+        tokens, evaluated = int(sequences * batches.mean_targets), val_batches(config, data).num_sequences
+    elif _follows_from_text(config):
+        return Budget(steps=trainer.max_steps, tokens=trainer.max_tokens, sequences=None, evaluated_sequences=evaluated)
+    else:
+        ramp = trainer.batch_size_warmup_steps
+        sizes = BatchSizes(
+            config.batch_size, None if ramp is None else Ramp(initial=trainer.initial_batch_size, steps=ramp)
+        )
+        steps = trainer.max_steps or sizes.steps_for(math.ceil((trainer.max_tokens or 0) / config.data.seq_len))
+        sequences = sizes.before(steps)
+        tokens = sequences * config.data.seq_len
+    evaluations = _evaluations(config, steps, tokens)
+    saved_by_the_step = 0 if trainer.checkpoint_every is None else steps // trainer.checkpoint_every
+    return Budget(
+        steps=steps,
+        tokens=tokens,
+        sequences=sequences,
+        evaluated_sequences=evaluated,
+        evaluations=evaluations,
+        checkpoints=evaluations + saved_by_the_step,
     )
-    steps = trainer.max_steps or sizes.steps_for(math.ceil((trainer.max_tokens or 0) / config.data.seq_len))
-    return Budget(steps=steps, tokens=sizes.before(steps) * config.data.seq_len)
+
+
+def _evaluations(config: ExperimentConfig, steps: int, tokens: int) -> int:
+    """How many there are, the one at the end included."""
+    every, every_tokens = config.trainer.eval_every, config.trainer.eval_every_tokens
+    if every is not None:
+        return -(-steps // every)
+    assert every_tokens is not None
+    return min(steps, -(-tokens // every_tokens))
 
 
 def _follows_from_text(config: ExperimentConfig) -> bool:

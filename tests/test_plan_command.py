@@ -11,13 +11,13 @@ import pytest
 import torch
 from command_line import TINY, CommandLine
 
-from lmtrain import planning
 from lmtrain.commands import plan as command
 from lmtrain.config.compose import compose_config
 from lmtrain.data.prepare import prepare, was_prepared
 from lmtrain.errors import ConfigError, DataError, HardwareError
 from lmtrain.model.building import build_model
-from lmtrain.planning import make_plan
+from lmtrain.planning import plan as planning
+from lmtrain.planning.plan import make_plan
 from lmtrain.session import build_session
 
 STDLIB = ("parallel.num_threads=1", "tracking=none")

@@ -18,8 +18,9 @@ from rich.table import Table
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.config.search_space import describe
 from lmtrain.errors import LmtrainError
+from lmtrain.planning.duration import Machine, duration_text
+from lmtrain.planning.estimate import estimate
 from lmtrain.redaction import redact
-from lmtrain.sweep.estimate import Machine, memory_of, seconds_of
 from lmtrain.sweep.reading import read_study
 from lmtrain.sweep.sampling import SamplerPerTrial
 from lmtrain.sweep.setup import first_evaluation, random_points, token_budget
@@ -158,26 +159,21 @@ def _estimates(settings: Sequence[ExperimentConfig], runs: int, workers: int, lo
     if not settings:
         return
     machine = Machine.measure(settings[0])
-    known = [seconds for config in settings if (seconds := seconds_of(config, machine)) is not None]
+    found = [estimate(config, machine=machine) for config in settings]
+    known = [one.duration.seconds for one in found if one.duration is not None]
     if known:
         each = sum(known) / len(known)
         whole = runs * each / (machine.at_once(workers) if local else workers)
         place = machine.name if local else f"{machine.name} of a machine like this one"
-        time = f"about {_roughly(whole)} if all {runs} go to the end: {_roughly(each)} each on {place}, {machine.basis}"
+        time = f"about {duration_text(whole)} if all {runs} go to the end: {duration_text(each)} each on {place}, "
+        time += machine.basis
     else:
         time = "not known before the text is read: the budget is in passes over it"
     yield "time", time
-    memory = max(memory_of(config, machine) for config in settings)
+    memory = max(one.peak for one in found)
     free = f"; {machine.free_memory / 2**30:.1f} GiB are free here" if local else ""
-    needed_for = "weights, gradients, optimizer state, and what the backward pass needs of one microbatch"
+    needed_for = "weights, gradients, optimizer state, a microbatch, and what is beside them"
     yield "memory", f"about {memory / 2**30:.1f} GiB for each worker: {needed_for}{free}"
-
-
-def _roughly(seconds: float) -> str:
-    """A duration no more exact than it is known."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 90 * 60 else f"{seconds / 3600:.2g} h"
 
 
 def _show(rows: Sequence[tuple[str, str]], end: str) -> None:

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 
 from lmtrain.config.compose import config_dir, group_options, parse_config, register, without_hydra
 from lmtrain.config.schema import ExperimentConfig
+from lmtrain.planning.duration import Machine
+from lmtrain.planning.estimate import estimate
 from lmtrain.run_dir import RunDir
-from lmtrain.sweep.estimate import Machine, memory_of, seconds_of
 from lmtrain.sweep.reading import read_study
 
 BUDGET = (
@@ -136,6 +137,11 @@ def machine() -> Machine:
     return Machine(device=torch.device("cpu"), peak=1e11, measured=True, free_memory=1e9, threads=1)
 
 
+def seconds_of(config: ExperimentConfig, machine: Machine) -> float | None:
+    taken = estimate(config, machine=machine).duration
+    return None if taken is None else taken.seconds
+
+
 def test_time_goes_with_tokens_and_speed(base: ExperimentConfig, machine: Machine) -> None:
     seconds = seconds_of(base, machine)
     assert seconds is not None
@@ -152,10 +158,13 @@ def test_time_goes_with_tokens_and_speed(base: ExperimentConfig, machine: Machin
 
 
 def test_memory_goes_with_the_microbatch(base: ExperimentConfig, machine: Machine) -> None:
-    whole = memory_of(base, machine)
+    def memory_of(config: ExperimentConfig) -> float:
+        return estimate(config, machine=machine).peak
+
+    whole = memory_of(base)
     assert 0.4 * 2**30 < whole < 1.2 * 2**30
     single = dataclasses.replace(base, trainer=dataclasses.replace(base.trainer, micro_batch_size=1))
-    assert memory_of(single, machine) < whole < memory_of(dataclasses.replace(base, batch_size=64), machine)
+    assert memory_of(single) < whole < memory_of(dataclasses.replace(base, batch_size=64))
 
 
 @pytest.mark.slow

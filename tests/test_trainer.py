@@ -15,6 +15,7 @@ import torch
 from lmtrain.config.schema import LinearConfig, PlateauConfig, ScheduleConfig, TrainerConfig
 from lmtrain.data.batches import Batch
 from lmtrain.training.interrupt import StopRequest
+from lmtrain.training.outcomes import ReadOutcome, UnreadOutcomes
 from lmtrain.training.step import StepObserver, StepOutcome
 from lmtrain.training.trainer import MAX_NONFINITE_IN_A_ROW, Progress, Trainer
 
@@ -75,7 +76,10 @@ class Script:
         self.on_step(step)
         bad = step in self.bad_steps or step in self.overflows
         return StepOutcome(
-            torch.tensor(math.nan if bad else self.loss_of(step)), torch.tensor(1.0), not bad, step in self.overflows
+            torch.tensor(math.nan if bad else self.loss_of(step)),
+            torch.tensor(1.0),
+            torch.tensor(not bad),
+            torch.tensor(step in self.overflows),
         )
 
     def prepare(self, checkpoint: Any) -> None:
@@ -228,6 +232,61 @@ def test_many_dropped_steps_in_a_row_end_the_run() -> None:
     assert script.fit() == "diverged"
     assert script.trainer.progress.step == 10 + MAX_NONFINITE_IN_A_ROW
     assert script.trainer.progress.best_score == 1.0
+
+
+@pytest.fixture
+def slow_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Outcomes have to be waited for, as on a GPU; fills with how many are read at a time."""
+    read, counts = UnreadOutcomes.read, []
+
+    def counted(self: UnreadOutcomes) -> list[ReadOutcome]:
+        counts.append(len(self))
+        return read(self)
+
+    monkeypatch.setattr(UnreadOutcomes, "reading_waits", True)
+    monkeypatch.setattr(UnreadOutcomes, "read", counted)
+    return counts
+
+
+def test_outcomes_are_waited_for_only_where_something_is_logged(
+    slow_device: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script([1.0] * 2, total_steps=20, log_every=5, eval_every=10)
+    script.loss_of = lambda step: float(step)
+    script.bad_steps = {6, 13}
+    assert script.fit() == "completed"
+    assert slow_device == [5, 5, 5, 5]
+    assert [r["train/loss"] for r in script.records if "train/loss" in r] == [2.0, 7.25, 11.75, 17.0]
+    assert script.trainer.progress.nonfinite_steps == 2
+    told = [record.getMessage() for record in caplog.records]
+    assert [message.split(":")[0] for message in told] == ["step 7", "step 14"]
+    assert told[0].endswith("lmtrain data inspect RUN --step 7")
+
+
+def test_what_lies_on_the_device_is_in_the_checkpoint(slow_device: list[int]) -> None:
+    script = Script([1.0], total_steps=12, log_every=6, eval_every=100, checkpoint_every=4)
+    script.bad_steps = {2, 7}
+    script.fit()
+    assert [(s["nonfinite_steps"], s["loss_sum"], s["loss_steps"]) for s in script.states] == [
+        (1, 3.0, 3),
+        (2, 1.0, 1),
+        (2, 0.0, 0),
+    ]
+    assert slow_device == [4, 2, 2, 4]
+
+
+def test_stop_on_nonfinite_waits_for_every_step(slow_device: list[int]) -> None:
+    script = Script([1.0] * 5, on_nonfinite="stop", log_every=100)
+    script.bad_steps = {3}
+    assert script.fit() == "diverged"
+    assert script.trainer.progress.step == 4
+
+
+def test_a_run_that_logs_rarely_ends_soon_after_too_many_dropped_steps(slow_device: list[int]) -> None:
+    script = Script([1.0] * 50, total_steps=1000, log_every=1000, eval_every=1000)
+    script.bad_steps = set(range(10, 1000))
+    assert script.fit() == "diverged"
+    assert script.trainer.progress.step <= 10 + 2 * MAX_NONFINITE_IN_A_ROW
 
 
 def test_overflows_of_the_loss_scale_do_not_count() -> None:

@@ -241,8 +241,8 @@ class TrainingMemory:
                 )
             case LionConfig():
                 return self.weight_bytes
-            case AdafactorConfig():  # one tensor after the other
-                return 2 * FP32 * max(rows * columns for rows, columns in (*self._shapes, *self._tables))
+            case AdafactorConfig():  # one tensor after the other, with its rows and columns
+                return FP32 * max(rows * columns + rows + columns for rows, columns in (*self._shapes, *self._tables))
         return 0
 
     @cached_property

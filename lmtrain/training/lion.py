@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.training.held_back import decay_and_add, replace_where
+
 
 class Lion(torch.optim.Optimizer):
     """Lion with decoupled weight decay (Chen et al., arXiv:2302.06675, algorithm 2).
 
-    A step moves every weight by `lr`, up or down: where the average, mixed with this step's gradient, points.
+    A step moves every weight by `lr`, up or down: where the average, mixed with this step's gradient, points. A step
+    with `found_inf`, as GradScaler and `optimizers.move_if` set it, changes nothing where that is 1.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -32,17 +37,19 @@ class Lion(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update; parameters without a gradient are left alone."""
         assert closure is None
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
             gradients = [p.grad for p in weights if p.grad is not None]
             averages = [self._average(p) for p in weights]
+            if found_inf is not None:
+                replace_where(found_inf, gradients, averages)
             (beta1, beta2), lr = group["betas"], group["lr"]
-            updates = torch._foreach_lerp(averages, gradients, 1.0 - beta1)
+            updates = list(torch._foreach_lerp(averages, gradients, 1.0 - beta1))
             torch._foreach_sign_(updates)
-            torch._foreach_mul_(weights, 1.0 - lr * group["weight_decay"])
-            torch._foreach_add_(weights, updates, alpha=-lr)
+            decay_and_add(weights, updates, lr * group["weight_decay"], -lr, found_inf)
             torch._foreach_lerp_(averages, gradients, 1.0 - beta2)
 
     def _average(self, parameter: Tensor) -> Tensor:

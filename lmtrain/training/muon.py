@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.training.held_back import decay_and_add, replace_where
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon)."""
 
@@ -38,8 +40,11 @@ class Muon(torch.optim.Optimizer):
     """Muon with decoupled weight decay and the update scaled to AdamW's size (arXiv:2502.16982).
 
     The update of a matrix (rows, columns) is `lr * 0.2 * sqrt(max(rows, columns))` times its orthogonal factor, so
-    one learning rate serves this and AdamW. Only matrices are accepted.
+    one learning rate serves this and AdamW. Only matrices are accepted. A step with `found_inf`, as GradScaler and
+    `optimizers.move_if` set it, changes nothing where that is 1.
     """
+
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -77,13 +82,16 @@ class Muon(torch.optim.Optimizer):
         """Update parameters of one shape together."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         averages = [self._average(p) for p in parameters]
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            replace_where(found_inf, gradients, averages)
         torch._foreach_lerp_(averages, gradients, 1.0 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
         directions = orthogonalize(torch.stack(updates), group["ns_steps"])
         scale = group["lr"] * 0.2 * max(parameters[0].shape) ** 0.5
-        weights: list[Tensor] = list(parameters)
-        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, list(directions.unbind()), alpha=-scale)
+        decay_and_add(
+            list(parameters), list(directions.unbind()), group["lr"] * group["weight_decay"], -scale, found_inf
+        )
 
     def _average(self, parameter: torch.nn.Parameter) -> Tensor:
         state = self.state[parameter]

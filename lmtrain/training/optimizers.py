@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmtrain.config.schema import (
     AdafactorConfig,
@@ -18,14 +18,9 @@ from lmtrain.config.schema import (
     OptimizerConfig,
     SGDConfig,
 )
+from lmtrain.training.adafactor import Adafactor
 from lmtrain.training.lion import Lion
 from lmtrain.training.muon import Muon
-
-ADAFACTOR_EPS = 1e-15
-"""Floor of a gradient's size; squared, it is the 1e-30 of the paper.
-
-PyTorch's default floors mean squares at 1e-7, which those of a large model's gradients are below.
-"""
 
 
 def build_optimizers(
@@ -53,7 +48,16 @@ def build_optimizers(
         case LionConfig():
             return [Lion(groups, lr=lr, weight_decay=config.weight_decay, betas=config.betas)]
         case AdafactorConfig():
-            return [_adafactor(config, groups, lr)]
+            return [
+                Adafactor(
+                    groups,
+                    lr=lr,
+                    weight_decay=config.weight_decay,
+                    beta2_decay=config.beta2_decay,
+                    min_scale=config.min_scale,
+                    clip_threshold=config.clip_threshold,
+                )
+            ]
     raise TypeError(f"no optimizer for {type(config).__name__}")
 
 
@@ -85,19 +89,27 @@ def _muon_and_adamw(
     return [muon, _adamw(config, rest, lr)]
 
 
-def _adafactor(config: AdafactorConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    """Tensor by tensor, as PyTorch does by default: grouped, it would take the memory that it is chosen to save."""
-    return torch.optim.Adafactor(
-        groups,
-        lr=lr,
-        beta2_decay=config.beta2_decay,
-        eps=(ADAFACTOR_EPS, config.min_scale),
-        d=config.clip_threshold,
-    )
-
-
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
+
+
+def move_if(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Let an optimizer make its step if `finite` (a bool tensor) holds, and change nothing if not.
+
+    Decided on the device, so that nothing waits for it, by those that can: they read `found_inf` as they do under
+    `torch.amp.GradScaler`. Not by others, and not before there is state to leave as it is: fused SGD would keep
+    unset memory as its momentum.
+    """
+    if not optimizer.state or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if finite:
+            optimizer.step()
+        return
+    told: Any = optimizer
+    told.grad_scale, told.found_inf = None, (~finite).float()
+    try:
+        optimizer.step()
+    finally:
+        del told.grad_scale, told.found_inf

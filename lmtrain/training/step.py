@@ -26,7 +26,7 @@ from lmtrain.training.memory import (
     out_of_memory_recognized,
     remember_random_state,
 )
-from lmtrain.training.optimizers import set_lr
+from lmtrain.training.optimizers import move_if, set_lr
 from lmtrain.training.precision import Precision
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ PLAIN = TrainingLoss()
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step measured. The tensors are on the device; reading them waits for it."""
+    """What a step measured. All are on the device; reading them waits for it."""
 
     loss: Tensor  # cross-entropy, mean over all targets of the step, nats; without smoothing and z-loss
     grad_norm: Tensor  # of the whole gradient, before clipping
-    applied: bool  # False: not finite, nothing was changed
-    overflow: bool  # ... because the fp16 loss scale was too large, which is expected now and then
+    applied: Tensor  # bool; False: not finite, nothing was changed
+    overflow: Tensor  # bool; ... because the fp16 loss scale was too large, which is expected now and then
 
 
 class StepObserver(Protocol):
@@ -87,6 +87,7 @@ class TrainingStep:
         self.scaler = precision.gradient_scaler()
         self.grad_clip = grad_clip
         self.micro_batch_size = micro_batch_size
+        self.reads_at_once = precision.device.type != "cuda"  # elsewhere there is no queue that reading would drain
         self._loss = loss
         self.forward = model if forward is None else forward  # a compiled model has no truth value
         self._pass_by = pass_by
@@ -94,28 +95,44 @@ class TrainingStep:
 
     @out_of_memory_recognized()
     def __call__(self, batch: Batch, lr: float, observer: StepObserver | None = None) -> StepOutcome:
-        """Raises torch.OutOfMemoryError when not even one sequence at a time fits."""
+        """Waits for no GPU, but where an observer looks on.
+
+        Raises torch.OutOfMemoryError when not even one sequence at a time fits.
+        """
         loss = self._backward_that_fits(batch, self.forward)
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = self._gradient_norm()
         grad_norm = gathered(norm)
-        applied = bool(torch.isfinite(grad_norm) & torch.isfinite(loss))
-        if applied:
-            if observer is not None:
-                observer.before_update()
-            if self.grad_clip is not None:
-                nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
-            set_lr(self.optimizers, lr)
-            with record_function("optimizer"):
-                for optimizer in self.optimizers:
-                    self.scaler.step(optimizer)
-            if observer is not None:
-                observer.after_update()
+        finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
+        self._update(lr, norm, finite, observer)
         self.scaler.update()
         self._drop_gradients()
-        overflow = not applied and self.scaler.is_enabled() and bool(torch.isfinite(loss))
-        return StepOutcome(loss, grad_norm, applied, overflow)
+        # With a scale, a gradient that is not finite under a loss that is means that it was too large.
+        overflow = ~finite & torch.isfinite(loss) if self.scaler.is_enabled() else torch.zeros_like(finite)
+        return StepOutcome(loss, grad_norm, finite, overflow)
+
+    def _gradient_norm(self) -> Tensor:
+        """Of the whole gradient, freed of the loss scale."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def _update(self, lr: float, norm: Tensor, finite: Tensor, observer: StepObserver | None) -> None:
+        """Clip and move, if all is finite."""
+        if (self.reads_at_once or observer is not None) and not finite:
+            return
+        if observer is not None:
+            observer.before_update()
+        if self.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
+        set_lr(self.optimizers, lr)
+        with record_function("optimizer"):
+            for optimizer in self.optimizers:
+                if self.reads_at_once:
+                    optimizer.step()
+                else:
+                    move_if(optimizer, finite)
+        if observer is not None:
+            observer.after_update()
 
     def find_micro_batch_size(
         self, largest: Batch, *, room: float | None, beside: float = 0, bound: float = math.inf

@@ -23,6 +23,7 @@ from lmtrain.training.checkpoint import Checkpoint
 from lmtrain.training.checkpoint_writer import Checkpoints
 from lmtrain.training.diagnostics import SPIKE_WINDOW, Diagnostics, is_spike
 from lmtrain.training.interrupt import StopRequest
+from lmtrain.training.outcomes import ReadOutcome, UnreadOutcomes
 from lmtrain.training.profiling import StepProfiler
 from lmtrain.training.schedules import lr_at, reduction_due
 from lmtrain.training.step import StepOutcome, TrainingStep
@@ -61,7 +62,7 @@ class Progress:
     lr_reductions: int = 0  # made by the plateau schedule
     nonfinite_steps: int = 0  # dropped in all
     nonfinite_in_a_row: int = 0
-    loss_sum: float = 0.0  # of the steps since the latest record, as of the checkpoint
+    loss_sum: float = 0.0  # of the steps since the latest record
     loss_steps: int = 0
     recent_losses: Sequence[float] = ()  # of the latest records, for the notice of a spike
 
@@ -141,8 +142,7 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self._latest: dict[str, float] = {}
         self._logged = (0.0, progress.tokens)  # seconds and tokens at the latest record
-        self._loss_sum = torch.tensor(progress.loss_sum)  # moves to the device with the first loss added
-        self._loss_steps = progress.loss_steps
+        self._outcomes = UnreadOutcomes()
 
     def fit(self, stop: StopRequest) -> str:
         """Train; returns the status: completed, early_stopped, pruned, diverged, out_of_memory or interrupted.
@@ -177,8 +177,6 @@ class Trainer:
             if self.profiler is not None:
                 with self.stopwatch.paused():
                     self.profiler.step()
-            if self._diverged(outcome):
-                return "diverged"
             done = self.progress.step
             if done == first + 1:  # from now on the optimizers have the state that checkpoints will hold
                 self.checkpoints.prepare(self.capture({}))
@@ -186,12 +184,15 @@ class Trainer:
             evaluating = done == self.total_steps or self._evaluation_due(tokens_before)
             # A training loss that is the objective must be that of the step evaluated.
             wanted = evaluating and self.objective.startswith("train/")
-            if wanted or done == self.total_steps or done % self.config.log_every == 0:
+            logging_due = wanted or done == self.total_steps or done % self.config.log_every == 0
+            every = self.config.checkpoint_every
+            saving = interrupted or done == self.total_steps or (evaluating if every is None else done % every == 0)
+            if (logging_due or evaluating or saving or self._reading_due()) and self._diverged():
+                return "diverged"
+            if logging_due:
                 self._log_step(outcome)
             improved = evaluating and self._evaluate()
-            every = self.config.checkpoint_every
-            due = evaluating if every is None else done % every == 0
-            if interrupted or improved or due or done == self.total_steps:
+            if improved or saving:
                 self._save()
             if evaluating and self._not_worth_it() and done < self.total_steps:
                 return "pruned"
@@ -224,17 +225,8 @@ class Trainer:
         batch = self.batches[step]
         observer = self.diagnostics if self._diagnosing(step + 1) else None
         outcome = self.step(batch, self._lr(step), observer)
-        dropped = 0 if outcome.applied or outcome.overflow else 1
-        if outcome.applied and batch.num_targets:
-            self._loss_sum = outcome.loss + self._loss_sum.to(outcome.loss.device)
-            self._loss_steps += 1
-        self.progress = replace(
-            self.progress,
-            step=step + 1,
-            tokens=self.progress.tokens + batch.num_targets,
-            nonfinite_steps=self.progress.nonfinite_steps + dropped,
-            nonfinite_in_a_row=self.progress.nonfinite_in_a_row + 1 if dropped else 0,
-        )
+        self._outcomes.add(step + 1, batch.num_targets > 0, outcome)
+        self.progress = replace(self.progress, step=step + 1, tokens=self.progress.tokens + batch.num_targets)
         if observer is not None and outcome.applied:
             self._record(observer.report(step + 1))
         return outcome
@@ -243,26 +235,50 @@ class Trainer:
         """Whether to look inside the step after which `done` are made."""
         return done in (1, self.total_steps) or done % self.config.diagnostics_every == 0
 
-    def _diverged(self, outcome: StepOutcome) -> bool:
-        """Tell of a dropped step, and whether it ends the run."""
-        if self.progress.nonfinite_in_a_row == 0:
-            return False
+    def _reading_due(self) -> bool:
+        """Whether to read outcomes also where nothing is logged, evaluated or saved.
+
+        Where that waits for the device: only if a failed step is to end the run at once, or as many have been made as
+        may fail in a row.
+        """
+        urgent = self.config.on_nonfinite == "stop" or len(self._outcomes) >= MAX_NONFINITE_IN_A_ROW
+        return urgent or not self._outcomes.reading_waits
+
+    def _diverged(self) -> bool:
+        """Count what the latest steps came to, tell of dropped ones, and whether these end the run."""
+        allowed = 1 if self.config.on_nonfinite == "stop" else MAX_NONFINITE_IN_A_ROW
+        diverged = False
+        for outcome in self._outcomes.read():
+            before, dropped = self.progress, not (outcome.applied or outcome.overflow)
+            counted = outcome.applied and outcome.has_targets
+            self.progress = replace(
+                before,
+                nonfinite_steps=before.nonfinite_steps + dropped,
+                nonfinite_in_a_row=before.nonfinite_in_a_row + 1 if dropped else 0,
+                loss_sum=before.loss_sum + (outcome.loss if counted else 0.0),
+                loss_steps=before.loss_steps + counted,
+            )
+            if dropped:
+                self._tell_of_a_dropped_step(outcome)
+            diverged = diverged or self.progress.nonfinite_in_a_row >= allowed
+        return diverged
+
+    def _tell_of_a_dropped_step(self, outcome: ReadOutcome) -> None:
         log.warning(
             "step %d: loss %.4g, gradient norm %.4g: not finite, nothing was updated; its text: "
             "lmtrain data inspect %s --step %d",
-            self.progress.step,
-            outcome.loss.item(),
-            outcome.grad_norm.item(),
+            outcome.step,
+            outcome.loss,
+            outcome.grad_norm,
             shlex.quote(self.run_name),
-            self.progress.step,
+            outcome.step,
         )
-        allowed = 1 if self.config.on_nonfinite == "stop" else MAX_NONFINITE_IN_A_ROW
-        return self.progress.nonfinite_in_a_row >= allowed
 
     def _log_step(self, outcome: StepOutcome) -> None:
         """Record the mean loss of the steps since the latest record, and how the step at hand went."""
-        loss = (self._loss_sum / self._loss_steps).item()  # waits for the device; NaN if no step had one
-        self._loss_sum, self._loss_steps = torch.zeros_like(self._loss_sum), 0
+        steps = self.progress.loss_steps
+        loss = self.progress.loss_sum / steps if steps else math.nan
+        self.progress = replace(self.progress, loss_sum=0.0, loss_steps=0)
         seconds, tokens = self.stopwatch.seconds, self.progress.tokens
         before_seconds, before_tokens = self._logged
         self._logged = (seconds, tokens)
@@ -323,8 +339,9 @@ class Trainer:
 
     def _save(self) -> None:
         with self.stopwatch.paused():
-            state = asdict(self.progress) | {"loss_sum": self._loss_sum.item(), "loss_steps": self._loss_steps}
-            self.checkpoints.save(self.capture(state), step=self.progress.step, best_step=self.progress.best_step)
+            self.checkpoints.save(
+                self.capture(asdict(self.progress)), step=self.progress.step, best_step=self.progress.best_step
+            )
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience

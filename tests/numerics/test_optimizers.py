@@ -15,6 +15,7 @@ from lmtrain.config.schema import (
     OptimizerConfig,
     SGDConfig,
 )
+from lmtrain.training.adafactor import Adafactor
 from lmtrain.training.lion import Lion
 from lmtrain.training.muon import Muon, orthogonalize
 from lmtrain.training.optimizers import build_optimizers, set_lr
@@ -168,6 +169,25 @@ def test_first_step_of_adafactor_by_hand(scale: float) -> None:
     size = 12.5**0.5  # root mean square of the weights
     assert torch.allclose(weight, torch.tensor([[3.0, 4.0], [0.0, 5.0]]) - 0.01 * size * update, rtol=1e-5)
     assert torch.allclose(bias, -0.01 * 1e-3 * torch.tensor([1.0, -1.0]))  # zeros count as 1e-3
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.9])  # the second is above 1 / √steps
+def test_adafactor_moves_as_torch_adafactor_does(lr: float) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(6)), nn.Parameter(1e-4 * torch.randn(3, 4))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    settings = {"lr": lr, "weight_decay": 0.1, "beta2_decay": -0.7}
+    our_optimizer = Adafactor(ours, min_scale=0.002, clip_threshold=1.1, **settings)
+    their_optimizer = torch.optim.Adafactor(theirs, eps=(1e-15, 0.002), d=1.1, **settings)
+    for step in range(6):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine) * 3.0**-step
+            other.grad = mine.grad.clone()
+        our_optimizer.step()
+        their_optimizer.step()
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-9) for a, b in zip(ours, theirs, strict=True))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert our_optimizer.state[mine].keys() == their_optimizer.state[other].keys()
 
 
 def test_muon_takes_the_block_matrices_and_adamw_the_rest() -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmtrain.config.schema import AdamWConfig, DecoderConfig
+from lmtrain.config.schema import (
+    AdafactorConfig,
+    AdamConfig,
+    AdamWConfig,
+    DecoderConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+    SGDConfig,
+)
 from lmtrain.data.batches import IGNORED, Batch, Source
 from lmtrain.data.documents import Documents
 from lmtrain.data.padded import DocumentRows, PaddedEvalBatches
@@ -208,6 +219,87 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison: float) -> None:
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     assert torch.equal(step.optimizers[0].state_dict()["state"][0]["exp_avg"], moments)
     assert step(batch, 0.01).applied
+
+
+OPTIMIZERS: list[OptimizerConfig] = [
+    AdamWConfig(),
+    AdamConfig(),
+    SGDConfig(momentum=0.9),
+    MuonConfig(),
+    LionConfig(),
+    AdafactorConfig(),
+]
+
+
+def build_with(config: OptimizerConfig, model: nn.Module, device: str = "cpu") -> TrainingStep:
+    """With the decision left to the device, as it is on a GPU."""
+    optimizers = build_optimizers(config, model.parameters(), [model[1].weight], lr=0.01)  # type: ignore[index, list-item]
+    precision = Precision(torch.device(device), torch.float32)
+    step = TrainingStep(model, optimizers, precision, grad_clip=1.0, micro_batch_size=4)
+    step.reads_at_once = False
+    return step
+
+
+@pytest.mark.parametrize("first_is_bad", [False, True])
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: type(config).__name__)
+def test_a_step_dropped_on_the_device_leaves_no_trace(config: OptimizerConfig, first_is_bad: bool) -> None:
+    """Weights, moments and counts of steps are to the bit those of a run that never made it."""
+    batch, model, reference = uneven_batch(), small_model(), small_model()
+    step, never = build_with(config, model), build_with(config, reference)
+    for number in range(4):
+        if number == (0 if first_is_bad else 2):
+            hook = model[1].register_forward_hook(lambda module, inputs, output: output * float("nan"))
+            assert not step(batch, 0.01).applied
+            hook.remove()
+        assert step(batch, 0.01).applied
+        never(batch, 0.01)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), reference.parameters(), strict=True))
+    for ours, theirs in zip(step.optimizers, never.optimizers, strict=True):
+        states, expected = ours.state_dict()["state"], theirs.state_dict()["state"]
+        assert states.keys() == expected.keys()
+        for key, state in states.items():
+            assert all(torch.equal(state[name], value) for name, value in expected[key].items())
+
+
+class NoReading(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails where a value is read from a tensor: on a GPU that would wait for it."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: type(config).__name__)
+def test_a_step_reads_nothing_from_the_device(config: OptimizerConfig) -> None:
+    model = decoder()
+    optimizers = build_optimizers(config, model.parameters(), model.block_matrices(), lr=0.01)  # type: ignore[operator]
+    step = TrainingStep(model, optimizers, FP32, grad_clip=1.0, micro_batch_size=2)
+    step.reads_at_once = False
+    batch = uneven_batch()
+    step(batch, 0.01)
+    with NoReading():  # type: ignore[no-untyped-call]
+        step(batch, 0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("format", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("config", OPTIMIZERS, ids=lambda config: type(config).__name__)
+def test_a_step_does_not_wait_for_a_gpu(config: OptimizerConfig, format: torch.dtype) -> None:
+    model = decoder().cuda()
+    optimizers = build_optimizers(config, model.parameters(), model.block_matrices(), lr=0.01)  # type: ignore[operator]
+    step = TrainingStep(model, optimizers, Precision(torch.device("cuda"), format), grad_clip=1.0, micro_batch_size=2)
+    batch = uneven_batch().pin_memory()
+    for _ in range(3):  # the first one makes the optimizer's state
+        step(batch, 0.01)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch, 0.02)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_out_of_memory_halves_the_microbatch_and_redoes_the_step() -> None:

@@ -5,11 +5,15 @@ When to read is the trainer's.
 
 from __future__ import annotations
 
+import logging
+import shlex
 from dataclasses import dataclass
 
 import torch
 
 from lmtrain.training.step import StepOutcome
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,18 @@ class ReadOutcome:
     grad_norm: float
     applied: bool
     overflow: bool
+
+    def tell_dropped(self, run_name: str) -> None:
+        """Warn, with the command that shows what the step trained on."""
+        log.warning(
+            "step %d: loss %.4g, gradient norm %.4g: not finite, nothing was updated; its text: "
+            "lmtrain data inspect %s --step %d",
+            self.step,
+            self.loss,
+            self.grad_norm,
+            shlex.quote(run_name),
+            self.step,
+        )
 
 
 class UnreadOutcomes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from lmtrain.training.checkpoint import Checkpoint
 from lmtrain.training.checkpoint_writer import Checkpoints
 from lmtrain.training.diagnostics import SPIKE_WINDOW, Diagnostics, is_spike
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.outcomes import ReadOutcome, UnreadOutcomes
+from lmtrain.training.outcomes import UnreadOutcomes
 from lmtrain.training.profiling import StepProfiler
 from lmtrain.training.schedules import lr_at, reduction_due
 from lmtrain.training.step import StepOutcome, TrainingStep
@@ -259,20 +258,9 @@ class Trainer:
                 loss_steps=before.loss_steps + counted,
             )
             if dropped:
-                self._tell_of_a_dropped_step(outcome)
+                outcome.tell_dropped(self.run_name)
             diverged = diverged or self.progress.nonfinite_in_a_row >= allowed
         return diverged
-
-    def _tell_of_a_dropped_step(self, outcome: ReadOutcome) -> None:
-        log.warning(
-            "step %d: loss %.4g, gradient norm %.4g: not finite, nothing was updated; its text: "
-            "lmtrain data inspect %s --step %d",
-            outcome.step,
-            outcome.loss,
-            outcome.grad_norm,
-            shlex.quote(self.run_name),
-            outcome.step,
-        )
 
     def _log_step(self, outcome: StepOutcome) -> None:
         """Record the mean loss of the steps since the latest record, and how the step at hand went."""

@@ -35,6 +35,10 @@ class HardwareError(UsageError):
     """The machine cannot do what was asked (a device, a number format)."""
 
 
+class NotEnoughMemoryError(HardwareError):
+    """What was asked for cannot be trained in all the memory of the machine."""
+
+
 class CheckpointError(UsageError):
     """A checkpoint cannot be used: it is missing, damaged or of another model."""
 

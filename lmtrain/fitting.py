@@ -11,6 +11,7 @@ from lmtrain.config.schema import AutoModelConfig, ExperimentConfig, Transformer
 from lmtrain.errors import HardwareError
 from lmtrain.hardware import choose_format, total_memory
 from lmtrain.training.activations import Workload
+from lmtrain.training.division import Division
 from lmtrain.training.footprint import PROGRAM_BYTES, TrainingMemory
 from lmtrain.training.precision import Precision
 
@@ -24,9 +25,9 @@ CPU = torch.device("cpu")
 
 
 def training_memory(
-    config: ExperimentConfig, model: TransformerConfig, *, vocab_size: int, device: torch.device
+    config: ExperimentConfig, model: TransformerConfig, *, vocab_size: int, device: torch.device, processes: int = 1
 ) -> TrainingMemory:
-    """What training `model` with these settings takes of the device's memory.
+    """What training `model` with these settings takes of the device's memory, of one process if there are several.
 
     With `precision=auto` a CPU is taken to be used in fp32: which format is faster there is timed when a run starts.
     """
@@ -43,7 +44,18 @@ def training_memory(
         plain_loss=config.trainer.label_smoothing == 0 and config.trainer.z_loss == 0,
     )
     tracked = device.type == "cpu" and config.tracking.mlflow
-    return TrainingMemory(work=work, optimizer=config.optimizer, beside_training=MLFLOW_BYTES if tracked else 0)
+    parallel = config.parallel
+    return TrainingMemory(
+        work=work,
+        optimizer=config.optimizer,
+        division=Division(
+            strategy=parallel.strategy,
+            processes=processes,
+            reshard_after_forward=parallel.reshard_after_forward,
+            cpu_offload=parallel.cpu_offload and device.type != "cpu",
+        ),
+        beside_training=MLFLOW_BYTES if tracked else 0,
+    )
 
 
 @dataclass(frozen=True)

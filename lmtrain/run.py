@@ -28,6 +28,7 @@ from lmtrain.inference.serving import save_mlflow_model
 from lmtrain.initial_weights import name_version
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
+from lmtrain.room import require_room
 from lmtrain.run_description import describe_run
 from lmtrain.run_dir import RunDir
 from lmtrain.session import Session, build_session
@@ -139,6 +140,7 @@ def _build(config: ExperimentConfig, judge: StudyJudge | None) -> tuple[Session,
     """Everything that can be refused: hardware, data, model. Writes nothing but the data cache."""
     device = choose_device(config.device)
     require_format(config.precision.format, device)
+    require_room(config, device)
     set_threads(config.parallel.num_threads)
     config = name_version(config)  # refused before text is prepared, which may take long
     data = prepare(config.data, config.tokenizer, on_progress=log.info)

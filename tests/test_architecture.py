@@ -22,7 +22,7 @@ LAYERS = [
     ("reading",),
     ("store",),
     ("initial_weights", "fitting"),
-    ("feeding",),
+    ("feeding", "room"),
     ("session", "inference"),
     ("run_description",),
     ("run", "planning"),

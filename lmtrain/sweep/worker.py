@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import optuna
 from optuna.trial import TrialState
 
-from lmtrain.errors import Interrupted, TextChangedError, UsageError
+from lmtrain.errors import Interrupted, NotEnoughMemoryError, TextChangedError, UsageError
 from lmtrain.run import RunResult, StudyJudge, ended_for_good
 from lmtrain.run_dir import RunDir, write_atomically
 from lmtrain.sweep.study import ENDED, FailurePolicy, LeaseLost, Outcome, SharedStudy, outcome_of
@@ -98,6 +98,8 @@ def _attempt(
             result = ended_for_good(RunDir(folder)) or train(trial.number, trial.params, judge)
         except (Interrupted, KeyboardInterrupt, LeaseLost, TextChangedError):
             raise
+        except NotEnoughMemoryError as error:
+            return _infeasible("out_of_memory", str(error).splitlines()[0])
         except UsageError as error:  # these settings cannot be run: the sampler should keep away from them
             return _infeasible("invalid", str(error).splitlines()[0])
         except Exception as error:

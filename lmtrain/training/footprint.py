@@ -24,6 +24,7 @@ from lmtrain.config.schema import (
 )
 from lmtrain.model.sizing import ParameterCount, Shape, block_shapes, count_parameters, embedding_shapes, num_weights
 from lmtrain.training.activations import FP32, SequenceMemory, Workload, sequence_memory, shared_mask
+from lmtrain.training.division import ONE_PROCESS, Division, Sizes, passing, standing
 
 Part = Literal[
     "weights",
@@ -31,6 +32,7 @@ Part = Literal[
     "optimizer state",
     "checkpoint copy",
     "weights in 16 bits",
+    "gathered weights",
     "activations",
     "logits and loss",
     "working memory",
@@ -86,6 +88,7 @@ class TrainingMemory:
 
     work: Workload
     optimizer: OptimizerConfig
+    division: Division = ONE_PROCESS  # each part is then of one process
     beside_training: int = 0  # bytes of the device's memory that the program takes for other things
 
     def footprint(self, micro_batch_size: int, batch_size: int) -> Footprint:
@@ -135,7 +138,12 @@ class TrainingMemory:
             },
             "update": {"gradients": self.gradient_bytes, "working memory": self._update_bytes},
         }
-        return Footprint(moments={name: self._with_standing(moment) for name, moment in moments.items()})
+        return Footprint(
+            moments={
+                name: self._with_standing(moment, accumulated=accumulated, updating=name == "update")
+                for name, moment in moments.items()
+            }
+        )
 
     def largest_micro_batch(self, room: float) -> int:
         """Most sequences at a time for which `room` bytes suffice, if their gradients are added up; 0: not even one."""
@@ -177,8 +185,14 @@ class TrainingMemory:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """The copy in main memory that checkpoints are written from."""
-        return self.weight_bytes + self.state_bytes
+        """The copy in main memory that checkpoints are written from: of a process, what it holds."""
+        return self.division.share(self.weight_bytes + self.state_bytes)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Main memory that takes what the device does not hold: weights, gradients, optimizer state."""
+        whole = self.weight_bytes + self.gradient_bytes + self.state_bytes
+        return self.division.share(whole) if self.division.cpu_offload else 0
 
     @property
     def sequence_bytes(self) -> int:
@@ -217,15 +231,23 @@ class TrainingMemory:
             "working memory": size * block.working,
         }
 
-    def _with_standing(self, moment: Mapping[Part, int]) -> dict[Part, int]:
+    def _with_standing(self, moment: Mapping[Part, int], *, accumulated: bool, updating: bool) -> dict[Part, int]:
         """A moment with what is there from the first step to the last, and what the allocator adds to it."""
-        device = self.work.device
+        device, division = self.work.device, self.division
+        weights, state = standing(division, self.weight_bytes, self.state_bytes)
+        gradients, gathered = passing(
+            division, self._sizes, moment["gradients"], accumulated=accumulated, updating=updating
+        )
         tensors: dict[Part, int] = {
-            "weights": self.weight_bytes,
-            "optimizer state": self.state_bytes,
+            "weights": weights,
+            "optimizer state": state,
             "checkpoint copy": self.checkpoint_bytes if device == "cpu" else 0,
             **moment,
+            "gradients": gradients,
+            "gathered weights": gathered,
         }
+        if division.divides_weights:
+            tensors["weights in 16 bits"] = 0  # they are gathered so
         share = (GAPS if self.work.checkpointing == "none" else GAPS_WITH_CHECKPOINTING)[device]
         gaps = int(share * sum(tensors.values()))
         return tensors | {"allocator's gaps": gaps, "program": PROGRAM_BYTES[device] + self.beside_training}
@@ -274,6 +296,18 @@ class TrainingMemory:
     def _num_encoder_blocks(self) -> int:
         model = self.work.model
         return model.num_encoder_layers if isinstance(model, EncoderDecoderConfig) else 0
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        blocks = [num_weights(block.matrices) for block in block_shapes(self.work.model)]
+        matrices = [rows * columns for rows, columns in (*self._shapes, *self._tables)]
+        return Sizes(
+            total=self.parameters.total,
+            largest_block=max(blocks),
+            outside=num_weights(self._tables),
+            largest_matrix=max(matrices),
+            width=self.work.width,
+        )
 
     @property
     def _table(self) -> int:

@@ -93,7 +93,7 @@ class ExperimentConfig:
     objective: Any = "val/loss"  # one of LOSSES, or a list that begins with one and goes on with any of OBJECTIVES
     """What sweeps optimise; best and patience go by the first. Each as it stands at an evaluation."""
     resume: str | None = None  # null, auto, or a run folder to continue
-    force: bool = False  # resume although settings or data differ from those of the run
+    force: bool = False  # go on although settings or data differ from those of the run, or memory cannot suffice
     init_from: str | None = None  # run folder, stored model or folder of transformers whose weights to start from
     model_store: str = field(default_factory=default_model_store)  # folder or MLflow registry where init_from looks
 

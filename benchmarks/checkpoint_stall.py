@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 from report import Figure, median_figure, parser, publish
-from step_overhead import resolve, write_text
+from texts import write_text
 
+from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.prepare import prepare
 from lmtrain.hardware import set_threads
@@ -43,7 +44,7 @@ class Run:
 
     def __init__(self, overrides: Sequence[str], folder: Path) -> None:
         self.folder = folder
-        self.config = resolve([*SETTINGS, f"data.path={write_text(folder / 'input.txt')}", *overrides])
+        self.config = compose_config([*SETTINGS, f"data.path={write_text(folder / 'input.txt')}", *overrides])
         self.session = self._build(self.config)
         self.steps = 0
         self.step()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from report import Figure, median_figure, median_interval, parser, publish
-from step_overhead import resolve
 
+from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.batches import Batch, Source, TrainBatches
 from lmtrain.data.documents import Documents
@@ -169,7 +169,9 @@ def main() -> int:
     arguments = command_line.parse_intermixed_args()
     steps, samples, tries = (4, 2, 1) if arguments.quick else (arguments.steps, 20, 7)
     budget = [f"trainer.max_steps={steps}", f"trainer.eval_every={steps}", "trainer.eval_batches=1"]
-    configs = {kind: resolve(["model=nano", f"data.batches={kind}", *budget, *arguments.overrides]) for kind in KINDS}
+    configs = {
+        kind: compose_config(["model=nano", f"data.batches={kind}", *budget, *arguments.overrides]) for kind in KINDS
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         os.environ["LMTRAIN_CACHE"] = f"{temporary}/cache"

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 from report import Figure, median_figure, parser, publish
-from step_overhead import resolve
 
+from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
@@ -98,7 +98,7 @@ def main() -> int:
     command_line.add_argument("overrides", nargs="*", help="settings of the runs, as parallel.num_threads=1")
     arguments = command_line.parse_intermixed_args()
     rounds = 12 if arguments.quick else arguments.rounds
-    config = resolve(["model=nano", "trainer.diagnostics=true", *arguments.overrides])
+    config = compose_config(["model=nano", "trainer.diagnostics=true", *arguments.overrides])
     cadence, total_steps = config.trainer.diagnostics_every, config.trainer.max_steps or 1000
     threads = set_threads(config.parallel.num_threads)
     with tempfile.TemporaryDirectory() as temporary:

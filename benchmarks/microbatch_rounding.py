@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from report import Figure, median_figure, parser, publish
-from step_overhead import resolve
 
+from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.batches import Batch
 from lmtrain.data.prepare import prepare
@@ -106,7 +106,7 @@ def main() -> int:
     seeds, orders = (2, 2) if arguments.quick else (arguments.seeds, arguments.orders)
     figures: list[Figure] = []
     samples: dict[str, Any] = {}
-    configs = {name: resolve([*SETTINGS, f"optimizer={name}", f"lr={lr}"]) for name, lr in RATES.items()}
+    configs = {name: compose_config([*SETTINGS, f"optimizer={name}", f"lr={lr}"]) for name, lr in RATES.items()}
     set_threads(configs["adamw"].parallel.num_threads)
     data = prepare(configs["adamw"].data, configs["adamw"].tokenizer)
     for name, config in configs.items():

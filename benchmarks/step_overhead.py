@@ -1,138 +1,57 @@
 """What lmtrain's training loop costs over a bare loop on the same model, optimizer and batches.
 
-Both loops run in this process and take turns of ten steps, bare, ours, ours, bare, so that a machine that slows
-down slows both. Ours is the whole `Trainer.fit`: batches, schedule, finiteness checks, counting, a record every ten
-steps to metrics.jsonl and to the progress line; evaluation and checkpoints come after the last timed step. The first
-line, a bare loop against another one, shows what the method itself can tell apart.
+Both loops run in this process and take turns of ten steps, bare, ours, ours, bare (`interleaving.py`). Ours is the whole
+`Trainer.fit`: batches, schedule, finiteness checks, counting, a record every ten steps to metrics.jsonl and to the
+progress line; evaluation and checkpoints come after the last timed step. The first line, a bare loop against another
+one, shows what the method itself can tell apart.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import statistics
-import string
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
+from bare_loop import BareLoop
+from interleaving import WARM_UP, Comparison, Turns, in_turns
 from report import Figure, median_figure, parser, publish
+from texts import write_text
 
-from lmtrain.config.compose import config_dir, parse_config, register
-from lmtrain.config.saved import PRIMARY_CONFIG
-from lmtrain.config.schema import ExperimentConfig
+from lmtrain.config.compose import compose_config
 from lmtrain.console import ProgressLine
-from lmtrain.data.batches import Batch
+from lmtrain.data.batches import Batch, TrainBatches
 from lmtrain.data.prepare import prepare
-from lmtrain.data.prepared import PreparedData
 from lmtrain.hardware import choose_device, set_threads
-from lmtrain.model.building import build_model
 from lmtrain.run_dir import RunDir
 from lmtrain.session import build_session
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics
 from lmtrain.training.interrupt import StopRequest
-from lmtrain.training.optimizers import build_optimizers
-from lmtrain.training.schedules import lr_at
-from lmtrain.training.trainer import Batches, Progress
+from lmtrain.training.trainer import Progress
 
-TARGET = 1.03
+TARGET = 1.02
 TURN = 10  # steps: in one turn ours logs one record
 BLOCK = 2 * TURN  # steps of either loop between two measurements
-WARM_UP = 1  # blocks left out: the optimizers make their state there
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What two loops that took turns needed, block by block."""
+class BatchesInTurns:
+    """Batches for a loop that owns its pace: where it asks for the first of a block, the other one takes its turns."""
 
-    first: list[float]  # seconds a step
-    second: list[float]
-
-    @property
-    def ratios(self) -> list[float]:
-        return [second / first for first, second in zip(self.first, self.second, strict=True)]
-
-
-class BareLoop:
-    """Forward, loss, backward, clip, step: what one would write in an afternoon."""
-
-    def __init__(self, config: ExperimentConfig, data: PreparedData, batches: Batches, total_steps: int) -> None:
-        torch.manual_seed(config.seed)
-        self.model = build_model(
-            config.model, vocab_size=data.tokenizer.vocab_size, seq_len=config.data.seq_len, dropout=config.dropout
-        )
-        self.optimizers = build_optimizers(
-            config.optimizer, self.model.parameters(), self.model.block_matrices(), config.lr
-        )
-        self.config = config
+    def __init__(self, batches: TrainBatches, turns: Turns) -> None:
         self.batches = batches
-        self.total_steps = total_steps
-        self.step = 0
-        self.losses: dict[int, float] = {}  # by step, the last of every turn
-
-    def take_turn(self) -> None:
-        for _ in range(TURN):
-            loss = self.train_on(self.batches[self.step])
-        self.losses[self.step] = loss.item()
-
-    def train_on(self, batch: Batch) -> torch.Tensor:
-        lr = lr_at(self.config.schedule, self.step, lr=self.config.lr, total_steps=self.total_steps)
-        loss = F.cross_entropy(self.model(batch.inputs).flatten(0, 1), batch.targets.flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.config.trainer.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.trainer.grad_clip)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return loss.detach()
-
-
-class TurnTaking:
-    """Batches for one loop that let another run in between: every block is a turn of it, two of ours, one of it."""
-
-    def __init__(self, batches: Batches, other: Callable[[], None]) -> None:
-        self.batches = batches
-        self.other = other
-        self.other_seconds: list[float] = []  # a block
-        self.own_seconds: list[float] = []
-        self._opening = 0.0  # seconds of the other's turn that opened this block
-        self._started: float | None = None
+        self.turns = turns
 
     def __getitem__(self, step: int) -> Batch:
         if step % BLOCK == 0:
-            self._switch(time.perf_counter())
+            self.turns.switch()
         return self.batches[step]
 
     def close(self) -> None:
         """No batch is made ahead: the other loop runs where one is asked for."""
-
-    def _switch(self, now: float) -> None:
-        if self._started is not None:
-            self.own_seconds.append(now - self._started)
-            self.other_seconds.append(self._opening + self._time_other())
-        self._opening = self._time_other()
-        self._started = time.perf_counter()
-
-    def _time_other(self) -> float:
-        started = time.perf_counter()
-        self.other()
-        return time.perf_counter() - started
-
-    def comparison(self) -> Comparison:
-        return Comparison(
-            first=[seconds / BLOCK for seconds in self.other_seconds[WARM_UP:]],
-            second=[seconds / BLOCK for seconds in self.own_seconds[WARM_UP:]],
-        )
 
 
 class Setting:
@@ -140,8 +59,9 @@ class Setting:
 
     def __init__(self, overrides: Sequence[str], folder: Path, blocks: int) -> None:
         self.total_steps = BLOCK * (blocks + WARM_UP) + 1  # the step after the last block ends its measurement
+        self.blocks = blocks
         self.folder = folder
-        self.config = resolve(
+        self.config = compose_config(
             [
                 *overrides,
                 f"trainer.max_steps={self.total_steps}",
@@ -154,19 +74,15 @@ class Setting:
         self.session = build_session(self.config, self.data, choose_device("cpu"))
 
     def bare_loop(self) -> BareLoop:
-        return BareLoop(self.config, self.data, self.session.batches, self.total_steps)
+        return BareLoop(self.session.config, self.data.tokenizer.vocab_size, self.session.batches, self.total_steps)
 
     def bare_against_bare(self) -> Comparison:
-        turns = TurnTaking(self.session.batches, self.bare_loop().take_turn)
-        second = self.bare_loop()
-        for step in range(self.total_steps):
-            second.train_on(turns[step])
-        return turns.comparison()
+        return in_turns(self.bare_loop(), self.bare_loop(), turn=TURN, blocks=self.blocks)
 
     def ours_against_bare(self) -> tuple[Comparison, float]:
         """Also the largest difference between the losses of both, which shows that they do the same."""
         bare = self.bare_loop()
-        turns = TurnTaking(self.session.batches, bare.take_turn)
+        turns = Turns(bare, turn=TURN)
         metrics = MetricsFile(self.folder / "metrics.jsonl")
         with ProgressLine("", total_steps=self.total_steps, first_step=0) as line, StopRequest() as stop:
 
@@ -176,7 +92,7 @@ class Setting:
                 line.show(complete)
 
             trainer = self.session.trainer(RunDir(self.folder), record, Progress())
-            trainer.batches = turns
+            trainer.batches = BatchesInTurns(self.session.batches, turns)
             if trainer.fit(stop) != "completed":
                 sys.exit("the run did not complete")
         metrics.close()
@@ -191,20 +107,6 @@ class Setting:
             batches[step]
             seconds.append(time.perf_counter() - started)
         return statistics.median(seconds) * 1e3
-
-
-def resolve(overrides: Sequence[str]) -> ExperimentConfig:
-    """The settings that `python -m lmtrain OVERRIDES` would run with."""
-    register()
-    with initialize_config_dir(str(config_dir())):
-        return parse_config(compose(PRIMARY_CONFIG, list(overrides)))
-
-
-def write_text(path: Path) -> Path:
-    """A text of 65 characters, as many as the Shakespeare one has: how long a step takes depends on nothing else."""
-    letters = random.Random(0).choices((string.ascii_letters + string.punctuation)[:65], k=200_000)
-    path.write_text("".join(letters), encoding="utf-8")
-    return path
 
 
 def main() -> int:

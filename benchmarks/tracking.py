@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from report import ROOT, Figure, median_figure, parser, publish, run_lmtrain
-from step_overhead import resolve
 
 sys.path.append(str(ROOT / "tests"))  # where a server for tests is
 from mirrored_runs import end, run_info
 from mlflow_server import MlflowServer, SlowProxy, free_port
 
+from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import TrackingConfig
 from lmtrain.run_dir import RunDir
 from lmtrain.tracking.metrics_file import MetricsFile
@@ -199,7 +199,7 @@ def main() -> int:
     arguments = command_line.parse_args()
     rounds, steps = (1, 20) if arguments.quick else (arguments.rounds, arguments.steps)
     settings = ["parallel.num_threads=1", "trainer.log_every=1", f"trainer.max_steps={steps}", "trainer.eval_every=100"]
-    config: dict[str, Any] = dataclasses.asdict(resolve(settings))
+    config: dict[str, Any] = dataclasses.asdict(compose_config(settings))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         calls = time_trackers(folder, 200 if arguments.quick else CALLS)

@@ -8,7 +8,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 IN_PARALLEL := --numprocesses=auto --dist=loadfile
 
-.PHONY: help setup train test test-all check ui bench clean
+.PHONY: help setup train test test-all check ui bench bench-setup clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,8 +41,13 @@ ui: $(INSTALLED) ## open the MLflow UI on 127.0.0.1 (PORT=5000)
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port $(or $(PORT),5000) \
 		--backend-store-uri $(or $(MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
 
-bench: $(INSTALLED) ## measure the figures of the README again, into benchmarks/results/
-	@set -e; for script in step_overhead startup default_run sweep_throughput; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
+bench-setup: $(INSTALLED) ## install the peers that benchmarks compare with
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@# litgpt asks for an older huggingface_hub than transformers needs; its model and loss use neither.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps litgpt
+
+bench: $(INSTALLED) ## measure the figures of the README again (ARGS=--quick: for seconds; ARGS="--text input.txt")
+	@$(BIN)/python benchmarks/suite.py $(ARGS)
 
 clean: ## remove .venv and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

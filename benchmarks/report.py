@@ -21,9 +21,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lmtrain.tracking.environment import describe_environment, git_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -167,12 +164,14 @@ def without_folders(content: Any) -> Any:
 
 
 def _print_table(title: str, figures: Sequence[Figure], *, judge: bool) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("figure", overflow="fold")
-    for heading in ("value", f"{CONFIDENCE:.0%} interval", "target", ""):
-        table.add_column(heading, justify="right")
+    """Plain text: a machine that measures may have nothing that draws tables."""
+    rows = [["figure", "value", f"{CONFIDENCE:.0%} interval", "target", ""]]
     for figure in figures:
         interval = "" if figure.interval is None else "{:.4g} … {:.4g}".format(*figure.interval)
         verdict = ("reached" if figure.reached else "MISSED") if judge and figure.target else ""
-        table.add_row(figure.name, f"{figure.value:.4g} {figure.unit}".strip(), interval, figure.target, verdict)
-    Console().print(table)
+        rows.append([figure.name, f"{figure.value:.4g} {figure.unit}".strip(), interval, figure.target, verdict])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print(title)
+    for name, *others in rows:
+        cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())

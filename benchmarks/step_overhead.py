@@ -1,6 +1,6 @@
 """What lmtrain's training loop costs over a bare loop on the same model, optimizer and batches.
 
-Both loops run in this process and take turns of ten steps, bare, ours, ours, bare (`interleaving.py`). Ours is the whole
+Both loops take turns of ten steps in this process, bare, ours, ours, bare (`interleaving.py`). Ours is the whole
 `Trainer.fit`: batches, schedule, finiteness checks, counting, a record every ten steps to metrics.jsonl and to the
 progress line; evaluation and checkpoints come after the last timed step. The first line, a bare loop against another
 one, shows what the method itself can tell apart.

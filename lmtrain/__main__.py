@@ -22,6 +22,7 @@ from lmtrain.config import compose
 from lmtrain.config.explain import COMPOSITION_ERRORS, REQUEST_ERRORS, PastHydra, explain
 from lmtrain.config.help import help_text
 from lmtrain.config.saved import SAVED_CONFIG
+from lmtrain.distributed.placement import Placement, find_placement
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
 from lmtrain.run_dir import RunDir
 
@@ -77,7 +78,32 @@ def main() -> None:
     """Run what the command line asks for and exit with the status of docs/commands.md."""
     if sys.stdout is None:  # closed by the shell, `>&-`
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
-    sys.exit(_run(sys.argv[1:]))
+    placement = find_placement()
+    status = _run(sys.argv[1:]) if placement.leads else _take_part(placement)
+    if placement.leads and placement.size > 1:
+        _dismiss_the_others(status)
+    sys.exit(status)
+
+
+def _take_part(placement: Placement) -> int:
+    from lmtrain.taking_part import take_part
+
+    try:
+        take_part()
+    except Exception as error:
+        if not isinstance(error, LmtrainError):
+            traceback.print_exc()
+        print(f"lmtrain: process {placement.rank} of {placement.size}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _dismiss_the_others(status: int) -> None:
+    """They wait for runs; where there was none, torchrun ends them after a status that is not 0."""
+    from lmtrain.distributed.team import join_team
+
+    if status == 0 or join_team.cache_info().currsize:
+        join_team().dismiss()
 
 
 def _run(arguments: list[str]) -> int:

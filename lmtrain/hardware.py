@@ -68,9 +68,9 @@ def has_bf16_instructions() -> bool:
     return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
-def set_threads(wanted: int | None) -> int:
+def set_threads(wanted: int | None, *, processes: int = 1) -> int:
     """Set the CPU threads of this process to `wanted`, or to its share of the cores, and return them."""
-    threads = wanted or available_cores()
+    threads = wanted or max(1, available_cores() // processes)
     torch.set_num_threads(threads)
     return threads
 

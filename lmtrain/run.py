@@ -18,20 +18,18 @@ from typing import Any, Protocol
 from lmtrain.config.saved import resume_differences, to_yaml, with_choices_of
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.console import ProgressLine, announce, show_end
-from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
+from lmtrain.distributed.team import require_team
 from lmtrain.errors import Interrupted, RunError, RunFolderError
-from lmtrain.hardware import choose_device, require_format, set_threads
 from lmtrain.inference import TrainedModel
 from lmtrain.inference.sample import sample
 from lmtrain.inference.serving import save_mlflow_model
-from lmtrain.initial_weights import name_version
 from lmtrain.origin import Origin
 from lmtrain.redaction import redact
-from lmtrain.room import require_room
 from lmtrain.run_description import describe_run
 from lmtrain.run_dir import RunDir
-from lmtrain.session import Session, build_session
+from lmtrain.session import Session
+from lmtrain.shared_run import RunOrder, build, joint_judge
 from lmtrain.store.opening import require_no_entry
 from lmtrain.tracking.environment import describe_environment, git_state
 from lmtrain.tracking.metrics_file import MetricsFile, read_metrics, truncate_after
@@ -89,6 +87,7 @@ def run_experiment(
     a signal asked to stop, RunError when the disk is full. Any other error is noted in the folder and raised again.
     """
     started = time.time()
+    team = require_team(config.parallel.strategy)
     folder = require_no_entry(RunDir(run_dir))
     try:
         folder.lock()
@@ -97,10 +96,17 @@ def run_experiment(
         resuming = _wants_to_resume(folder, config)
         # What a run began with need no longer be there: its checkpoint has other weights.
         tracker = build_tracker(config.tracking, save_mlflow_model)
-        session, data = _build(replace(config, init_from=None if resuming else config.init_from), judge)
+        order = RunOrder(
+            config=replace(config, init_from=None if resuming else config.init_from),
+            folder=folder.path.absolute(),
+            resuming=resuming,
+            ended=_has_ended(folder),
+            judged=judge is not None,
+        )
+        session, data = build(team.begin(order).config, team, None if judge is None else judge.read)
         config = replace(session.config, init_from=session.config.init_from or config.init_from)
         attempt = _Attempt(config, folder, origin or Origin(), session, data, tracker, started, judge)
-        return attempt.execute(resuming)
+        return attempt.execute(order)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -128,25 +134,17 @@ def _wants_to_resume(folder: RunDir, config: ExperimentConfig) -> bool:
     return there
 
 
+def _has_ended(folder: RunDir) -> bool:
+    result = folder.read_result()
+    return result is not None and result["status"] != "failed"
+
+
 def _refuse_differences(folder: RunDir, differences: list[str]) -> None:
     if differences:
         raise RunFolderError(
             f"{folder} cannot be continued otherwise than it was begun: {'; '.join(differences)}\n"
             "change only its budget or what it logs, or add force=true to go on all the same"
         )
-
-
-def _build(config: ExperimentConfig, judge: StudyJudge | None) -> tuple[Session, PreparedData]:
-    """Everything that can be refused: hardware, data, model. Writes nothing but the data cache."""
-    device = choose_device(config.device)
-    require_format(config.precision.format, device)
-    require_room(config, device)
-    set_threads(config.parallel.num_threads)
-    config = name_version(config)  # refused before text is prepared, which may take long
-    data = prepare(config.data, config.tokenizer, on_progress=log.info)
-    if judge is not None:
-        judge.read(data.texts)
-    return build_session(config, data, device), data
 
 
 class _Attempt:
@@ -176,13 +174,14 @@ class _Attempt:
         self.latest: dict[str, float] = {}
         self.training_seconds = 0.0
 
-    def execute(self, resuming: bool) -> RunResult:
+    def execute(self, order: RunOrder) -> RunResult:
         """Train to an end, whichever it is, and note it in the folder."""
-        if resuming:
-            self.progress = self.session.restore(self.folder.checkpoints)
-            if self.progress.step >= self.session.total_steps and self._has_ended():
-                return self._nothing_left()
-        self._claim(resuming)
+        with self.session.team.agreeing():
+            if order.resuming:
+                self.progress = self.session.restore(self.folder.checkpoints)
+                if order.leaves_nothing(self.session, self.progress):
+                    return self._nothing_left()
+            self._claim(order.resuming)
         with _file_log(self.folder.log):
             info = describe_run(
                 self.session, self.data, self.folder, self.origin, started=self.started, attempt=self.number
@@ -205,11 +204,6 @@ class _Attempt:
                 stop.signal,
             )
         return result
-
-    def _has_ended(self) -> bool:
-        """Not so if it was killed between its last checkpoint and its result."""
-        result = self.folder.read_result()
-        return result is not None and result["status"] != "failed"
 
     def _nothing_left(self) -> RunResult:
         log.info(
@@ -254,10 +248,12 @@ class _Attempt:
             line.show(complete)
             self.latest |= measured
 
-        trainer = self.session.trainer(self.folder, record, self.progress, self.judge)
+        team = self.session.team
+        trainer = self.session.trainer(self.folder, record, self.progress, joint_judge(team, self.judge))
         with contextlib.closing(metrics), system, line, stop:
             try:
-                return trainer.fit(stop)
+                with team.together(f"go on with resume={self.folder}"):
+                    return trainer.fit(stop)
             finally:
                 self.progress = trainer.progress
                 self.training_seconds = trainer.stopwatch.seconds
@@ -293,8 +289,10 @@ class _Attempt:
         if self.folder.metrics.exists():
             plot_run(read_metrics(self.folder.metrics), self.folder.plots, self.folder.histograms)
         if result.status in ("completed", "early_stopped"):
-            if self.config.trainer.sample_tokens:
+            if self.config.trainer.sample_tokens and self.config.parallel.strategy != "fsdp":  # the model is in parts
                 self.folder.write_texts({self.folder.sample.name: self._sample()})
+            else:
+                self.folder.sample.unlink(missing_ok=True)  # that of an earlier attempt
             show_end(self.folder, result, self.config.objectives[0], self.training_seconds)
 
     def _deadline(self) -> float | None:

@@ -216,12 +216,15 @@ class Session:
 
 def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device, team: Team = ALONE) -> Session:
     """Build model, optimizers and batches. Raises UsageError if they do not fit together, or into memory."""
-    config, model_choice = settle_model(config, vocab_size=data.tokenizer.vocab_size, device=device)
-    batches = train_batches(config, data)
-    if batches.note:
-        log.info(batches.note)
-    total_steps = count_steps(config, batches)
-    warmup_length(config.schedule, total_steps)  # refused here if it is too long
+    with team.agreeing():
+        config, model_choice = settle_model(config, vocab_size=data.tokenizer.vocab_size, device=device)
+        batches = train_batches(config, data)
+        if batches.note:
+            log.info(batches.note)
+        if config.batch_size < team.size:
+            raise HardwareError(f"batch_size={config.batch_size} leaves some of the {team.size} processes without work")
+        total_steps = count_steps(config, batches)
+        warmup_length(config.schedule, total_steps)  # refused here if it is too long
     torch.manual_seed(config.seed)
     model, step = build_step(
         config,
@@ -272,14 +275,16 @@ def build_step(
 
     Raises UsageError if the model does not fit into memory, or cannot be trained so.
     """
-    try:
-        model = _build_model(config, vocab_size, device, begin)
-        precision = team.from_leader(_choose_precision(config, model, largest, device))
-        division = _divide(config, model, precision, team)
-    except torch.OutOfMemoryError as error:
-        raise HardwareError(
-            f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
-        ) from error
+    with team.agreeing():
+        try:
+            model = _build_model(config, vocab_size, device, begin)
+            precision = _choose_precision(config, model, largest, device)
+        except torch.OutOfMemoryError as error:
+            raise HardwareError(
+                f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
+            ) from error
+    precision = team.from_leader(precision)
+    division = _divide(config, model, precision, team)
     return model, TrainingStep(
         model,
         build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),

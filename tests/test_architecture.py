@@ -24,8 +24,8 @@ LAYERS = [
     ("initial_weights", "fitting"),
     ("feeding", "room"),
     ("session", "inference"),
-    ("run_description",),
-    ("run", "planning"),
+    ("run_description", "shared_run"),
+    ("run", "planning", "taking_part"),
     ("sweep", "api"),
     ("commands",),
     ("__main__",),
@@ -46,6 +46,7 @@ LIGHT = [  # what start-up may import
     or module
     in ("lmtrain", "lmtrain.__main__", "lmtrain.errors", "lmtrain.machine", "lmtrain.origin", "lmtrain.redaction")
     or module in ("lmtrain.run_dir", "lmtrain.commands", "lmtrain.sweep", "lmtrain.sweep.sweeper")
+    or module in ("lmtrain.distributed", "lmtrain.distributed.placement")
 ]
 HEAVY = {"torch", "mlflow", "datasets", "optuna", "numpy", "pandas", "matplotlib", "sentencepiece", "safetensors"}
 
@@ -90,7 +91,7 @@ def test_dependencies_point_one_way(module: str) -> None:
 
 def test_leaves_do_not_import_the_trainer() -> None:
     users = {module for module, path in MODULES.items() if "lmtrain.training.trainer" in imports(path)}
-    assert {room(module) for module in users} <= {"session", "run", "sweep"}
+    assert {room(module) for module in users} <= {"session", "shared_run", "run", "taking_part", "sweep"}
 
 
 @pytest.mark.parametrize(

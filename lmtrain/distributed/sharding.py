@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -73,11 +75,15 @@ class DividedFiles:
         self._group = dist.new_group(backend="gloo")
 
     def save(self, tensors: dict[str, Tensor], path: Path) -> None:
-        """Write the tensors that all processes have. Raises CheckpointException."""
+        """Write what all processes hold parts of, or what each has whole. Raises CheckpointException."""
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save
 
         dist.barrier(self._group)  # from here on there is the folder that the leader makes
+        if not any(map(is_divided, tensors.values())):
+            if self._team.leads:
+                save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+            return
         parts = path.with_name(f".{path.name}.parts")
         writer = HuggingFaceStorageWriter(str(parts), save_distributed=True, enable_consolidation=True)
         save(dict(tensors), storage_writer=writer, process_group=self._group)
@@ -98,5 +104,7 @@ class DividedFiles:
                 tensors[name] = file.get_tensor(name) if like is None else torch.empty_like(like)
         divided = {name: tensor for name, tensor in tensors.items() if is_divided(tensor)}
         if divided:
-            load(divided, storage_reader=HuggingFaceStorageReader(str(path.parent)), no_dist=True)
+            with warnings.catch_warnings():  # each process reads for itself, which it warns of
+                warnings.simplefilter("ignore", UserWarning)
+                load(divided, storage_reader=HuggingFaceStorageReader(str(path.parent)), no_dist=True)
         return tensors

@@ -7,6 +7,7 @@ added up, not averaged.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -51,17 +52,19 @@ def replicate(model: nn.Module, team: Team, device: torch.device) -> Division:
     """The whole model in every process (`DistributedDataParallel`), which begins with the leader's weights."""
     if not team.has_others:
         return whole(model)
-    replica = nn.parallel.DistributedDataParallel(
-        model,
-        device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
-    replica.register_comm_hook(None, _add_up)
+    with warnings.catch_warnings():  # from 2.13 on, the setting has another name
+        warnings.simplefilter("ignore", FutureWarning)
+        replica = nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    replica.register_comm_hook(None, lambda state, bucket: _add_up(bucket))
     return Division(replica, lambda last: contextlib.nullcontext() if last else replica.no_sync())
 
 
-def _add_up(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _add_up(bucket: Any) -> torch.futures.Future[Tensor]:
     """What `DistributedDataParallel` does with gradients, without its division by the number of processes."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None

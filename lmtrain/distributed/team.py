@@ -6,6 +6,10 @@ Everything here is a collective: each process must make the same calls in the sa
 from __future__ import annotations
 
 import functools
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -14,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lmtrain.distributed.placement import COMMAND, Placement, find_placement
-from lmtrain.errors import HardwareError, LmtrainError, RunError
+from lmtrain.errors import HardwareError, RunError
 
 T = TypeVar("T")
 
@@ -30,7 +34,8 @@ class Team:
     def __init__(self, placement: Placement) -> None:
         self.rank, self.size = placement.rank, placement.size
         self.local_rank, self.local_size = placement.local_rank, placement.local_size
-        self._phase: Literal["idle", "preparing", "training", "broken"] = "idle"
+        self._agreed = False  # the latest error is known to all
+        self.is_broken = False  # the processes are not at the same place any more
 
     @property
     def leads(self) -> bool:
@@ -70,41 +75,53 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
-    def begin(self, order: T) -> T:
-        """Hear, or as the leader tell, which run is next. `ready` and `end` must follow."""
-        if self._phase == "broken":
-            raise RunError("an earlier run of this job ended in one of its processes only: start the job again")
-        order = self.from_leader(order)
-        self._phase = "preparing"
-        return order
-
-    def ready(self, problem: LmtrainError | None = None) -> None:
-        """Begin training when every process can. Raises RunError if one cannot."""
-        self._phase = "idle"
-        problems = [text for text in self.gather(None if problem is None else str(problem)) if text is not None]
-        if problem is not None:
-            raise problem
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """What goes wrong inside in one process goes wrong in all. Raises RunError where it was another's."""
+        try:
+            yield
+        except BaseException as error:
+            self.gather(str(error) or type(error).__name__)
+            self._agreed = True
+            raise
+        problems = [problem for problem in self.gather("") if problem]
         if problems:
-            raise RunError(f"another process of the job cannot train: {problems[0]}")
-        self._phase = "training"
+            self._agreed = True
+            raise RunError(f"another process of this job cannot go on: {problems[0]}")
 
-    def trained(self) -> None:
-        """Training came to an end that all processes know of."""
-        self._phase = "idle"
+    @contextmanager
+    def together(self, remedy: str) -> Iterator[None]:
+        """Around what all processes do in step. When it fails in one alone, they are out of step for good.
 
-    def end(self) -> None:
-        """Say, before `ready` was called, that there is nothing to train; after a failure in training, take note."""
-        if self._phase == "preparing":
-            self._phase = "idle"
-            self.gather("there is nothing to train")
-        elif self._phase == "training" and self.has_others:
-            self._phase = "broken"
+        Raises RunError, with the remedy, if another process has gone.
+        """
+        self._agreed = False
+        try:
+            yield
+        except BaseException as error:
+            self.is_broken = self.has_others and not self._agreed
+            if self.has_others and _tells_of_a_loss(error):
+                _hear_no_termination()
+                raise RunError(f"another process of this job has ended: what it said is above; {remedy}") from error
+            raise
+
+    def begin(self, order: T) -> T:
+        """What is to be done next, told by the leader. Raises RunError if the processes are out of step."""
+        if self.is_broken:
+            raise RunError("an earlier run of this job ended in some of its processes only: start the job again")
+        return self.from_leader(order)
 
     def dismiss(self) -> None:
-        """Tell the others that no run is left."""
-        if self.has_others and self._phase == "idle":
+        """As the leader: tell the others that nothing is left to do."""
+        if self.has_others and not self.is_broken:
             self.from_leader(None)
             dist.destroy_process_group()
+
+
+def _hear_no_termination() -> None:
+    """torchrun sends SIGTERM when a process has gone; until SIGKILL there is time to write how the run ended."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 ALONE = Team(Placement())
@@ -150,9 +167,9 @@ def require_devices(team: Team, device: torch.device) -> None:
         )
 
 
-def lost_process(error: BaseException) -> bool:
+def _tells_of_a_loss(error: BaseException) -> bool:
     """Whether an error of a collective says that another process has gone."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "remote process exited")
+    signs = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "remote process exited")
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     )

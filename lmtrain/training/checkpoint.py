@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lmtrain.distributed.sharding import is_divided
 from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import CheckpointError, NewerFormatError, RunError, WeightsOnlyError
 from lmtrain.new_folder import sync
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 MODEL, STATE, META, MANIFEST = "model.safetensors", "training_state.safetensors", "meta.json", "manifest.json"
+UNDIVIDED = "undivided_state.safetensors"  # beside a divided state: what each process has whole
 REMOVED = "REMOVED.txt"  # in a folder whose checkpoints were deleted: why
 
 
@@ -208,12 +210,19 @@ class CheckpointFolder:
                     f"{folder} holds weights only, nothing to resume from: start from them with "
                     f"init_from={self.folder.parent}"
                 )
-            for file in (MODEL, META) if weights_only else (MODEL, STATE, META):
+            undivided = (UNDIVIDED,) if UNDIVIDED in sums else ()
+            wanted = (MODEL, META) if weights_only else (MODEL, STATE, META, *undivided)
+            for file in wanted:
                 if _sha256(folder / file) != sums[file]:
                     raise CheckpointError(f"{folder / file} is damaged: its sha256 is not that of the manifest")
             return Checkpoint(
                 model=self._files.load(folder / MODEL),
-                state={} if weights_only else self._files.load(folder / STATE),
+                state={
+                    name: tensor
+                    for file in (STATE, UNDIVIDED)
+                    if file in wanted
+                    for name, tensor in self._files.load(folder / file).items()
+                },
                 meta=json.loads((folder / META).read_text()),
             )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -290,7 +299,12 @@ class CheckpointFolder:
         self._write_tensors(checkpoint, self._draft(step))
 
     def _write_tensors(self, checkpoint: Checkpoint, folder: Path) -> list[str]:
-        parts = {MODEL: checkpoint.model} | ({STATE: checkpoint.state} if checkpoint.state else {})
+        divided: dict[str, Tensor] = {name: value for name, value in checkpoint.state.items() if is_divided(value)}
+        undivided = {name: tensor for name, tensor in checkpoint.state.items() if name not in divided}
+        files: dict[str, dict[str, Tensor]] = {MODEL: checkpoint.model, STATE: undivided}
+        if divided:
+            files |= {STATE: divided, UNDIVIDED: undivided}
+        parts = {file: tensors for file, tensors in files.items() if tensors}
         for file, tensors in parts.items():
             self._files.save(tensors, folder / file)
         return list(parts)

@@ -18,6 +18,7 @@ from lmtrain.config.schema import (
     OptimizerConfig,
     SGDConfig,
 )
+from lmtrain.distributed.sharding import is_divided
 from lmtrain.training.adafactor import Adafactor
 from lmtrain.training.lion import Lion
 from lmtrain.training.muon import Muon
@@ -44,7 +45,8 @@ def build_optimizers(
         case MuonConfig():
             return _muon_and_adamw(config, everything, list(block_matrices), lr)
         case SGDConfig():
-            return [torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)]
+            fused = not any(map(is_divided, everything))  # PyTorch has no fused SGD for divided parameters
+            return [torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)]
         case LionConfig():
             return [Lion(groups, lr=lr, weight_decay=config.weight_decay, betas=config.betas)]
         case AdafactorConfig():

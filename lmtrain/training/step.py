@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from lmtrain.data.batches import Batch
-from lmtrain.distributed.sharding import gathered
+from lmtrain.distributed.sharding import gathered, is_divided
 from lmtrain.distributed.strategy import PassBy, passing_alone
 from lmtrain.distributed.team import ALONE, Team
 from lmtrain.training.losses import TrainingLoss
@@ -87,7 +87,8 @@ class TrainingStep:
         self.scaler = precision.gradient_scaler()
         self.grad_clip = grad_clip
         self.micro_batch_size = micro_batch_size
-        self.reads_at_once = precision.device.type != "cuda"  # elsewhere there is no queue that reading would drain
+        # Elsewhere there is no queue that reading would drain; divided parameters PyTorch updates without a condition.
+        self.reads_at_once = precision.device.type != "cuda" or any(map(is_divided, self.parameters))
         self._loss = loss
         self.forward = model if forward is None else forward  # a compiled model has no truth value
         self._pass_by = pass_by

@@ -64,6 +64,8 @@ LOSSES = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss")
 OBJECTIVES = (*LOSSES, "train/tokens_per_second", "run/parameters", "run/seconds")
 """... and what a sweep may weigh against it."""
 
+WHOLE_MODEL = "needs the whole model in one process, with parallel=fsdp each has a part of it: choose parallel=ddp"
+
 
 def default_model_store() -> str:
     """Where models are kept unless something else is said: `$LMTRAIN_MODELS`, else the folder `models` here."""
@@ -120,6 +122,7 @@ class ExperimentConfig:
             )
         self._require_ramps()
         self._require_architecture()
+        self._require_divisible()
 
     def _require_objectives(self) -> None:
         names = self.objectives if isinstance(self.objective, str | list) else (str(self.objective),)
@@ -152,6 +155,14 @@ class ExperimentConfig:
                 full % initial == 0 and (full // initial).bit_count() == 1,
                 f"data.seq_len ({full}) must be trainer.initial_seq_len ({initial}) times a power of two",
             )
+
+    def _require_divisible(self) -> None:
+        """What cannot be done with a part of the model in each process."""
+        if self.parallel.strategy != "fsdp":
+            return
+        require(not isinstance(self.optimizer, AdafactorConfig), f"optimizer=adafactor {WHOLE_MODEL}")
+        require(self.precision.format != "fp16", f"precision=fp16 {WHOLE_MODEL}, or precision=bf16")
+        require(not self.trainer.diagnostics, f"trainer.diagnostics {WHOLE_MODEL}")
 
     def _require_architecture(self) -> None:
         if isinstance(self.model, TransformerConfig):

@@ -148,3 +148,85 @@ def test_the_program_knows_the_word(lmtrain: CommandLine) -> None:
         "lmtrain: there is no setting 'modle'; did you mean model?\n"
     )
     assert not list(lmtrain.folder.iterdir())
+
+
+def test_several_devices_share_a_batch_and_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*STDLIB, "model=tiny", "batch_size=30")
+    alone, ddp, fsdp = (
+        record(capsys, *words, *more)
+        for more in ((), ("parallel=ddp", "--devices", "4"), ("parallel=fsdp", "--devices", "4"))
+    )
+    assert [plan["devices"] for plan in (alone, ddp, fsdp)] == [1, 4, 4]
+    assert [plan["micro_batch_size"] for plan in (alone, ddp, fsdp)] == [30, 8, 8]
+    weights = alone["memory"]["parts"]["weights"]
+    assert ddp["memory"]["parts"]["weights"] == weights
+    assert fsdp["memory"]["parts"]["weights"] == weights / 4
+    assert fsdp["memory"]["parts"]["gathered weights"] > 0
+    assert ddp["exchanged_bytes_a_step"] == 2 * 3 * weights // 4
+    assert ddp["time"]["seconds_a_step"] == pytest.approx(alone["time"]["seconds_a_step"] * 8 / 30, rel=0.5)
+    assert "each with 8 sequences of a batch" in told(capsys, *words, "parallel=ddp", "--devices", "4")
+    with pytest.raises(ConfigError, match="2 devices make one run with parallel=ddp or parallel=fsdp"):
+        command.main(["--devices", "2"])
+    with pytest.raises(ConfigError, match="--devices must be at least 1"):
+        command.main(["--devices", "0"])
+
+
+def test_time_and_energy_follow_from_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*STDLIB, "trainer.eval_batches=4", "trainer.max_steps=500")
+    plan = record(capsys, *words, "--watts", "50")
+    time = plan["time"]
+    assert time["evaluations"] == 2
+    assert time["seconds"] == pytest.approx(time["training"] + time["evaluation"] + time["checkpoints"])
+    assert time["training"] == pytest.approx(500 * time["seconds_a_step"])
+    assert plan["energy_kwh"] == pytest.approx(50 * time["seconds"] / 3.6e6)
+    assert plan["power"]["basis"] == "as given"
+    text = told(capsys, *words, "--watts", "50")
+    assert re.search(
+        r"^time       about .* steps .*, 2 evaluations .* of [\d,]+ GFLOP/s in matrix products", text, re.M
+    )
+    assert re.search(r"^energy     about [\d.e-]+ kWh at 50 W \(as given\)$", text, re.M)
+    assert "whole validation split not counted" in told(capsys, *STDLIB)
+
+
+def test_a_whole_validation_split_is_counted_once_its_text_is_prepared(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"data.path={corpus}", "trainer.eval_batches=null"]
+    assert record(capsys, *words)["time"]["evaluation"] is None
+    config = compose_config(words)
+    session = build_session(config, prepare(config.data, config.tokenizer), torch.device("cpu"))
+    budget = make_plan(config).budget
+    assert budget.evaluated_sequences == sum(batch.num_sequences for batch in session.val_batches)
+    assert record(capsys, *words)["time"]["evaluation"] > 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("data.batches=packed_documents", "trainer.micro_batch_size=3"),
+        ("data.batches=padded", "data.document=line"),
+    ],
+)
+def test_a_probe_measures_and_leaves_nothing(
+    corpus: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    words = (*TINY, f"data.path={corpus}", *words)
+    plan = record(capsys, *words, "--probe")
+    assert sorted(tmp_path.rglob("*")) == before
+    probe = plan["probe"]
+    assert probe["steps"] >= 1
+    assert probe["seconds_a_step"] > 0
+    assert probe["micro_batch_size"] == plan["micro_batch_size"]
+    assert not probe["scaled"]
+    if plan["time"] is not None:
+        assert plan["time"]["basis"] == "measured just now"
+    assert "by formula" in told(capsys, *words, "--probe")
+
+
+def test_a_probe_of_pairs_needs_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("model.d_model=32", "model.num_heads=2", "data.seq_len=16", "batch_size=2", "tokenizer.vocab_size=300")
+    plan = record(capsys, *STDLIB, "model=seq2seq_nano", "data=multi30k", *small, "--probe")
+    assert plan["probe"]["seconds_a_step"] > 0
+    assert plan["time"] is None

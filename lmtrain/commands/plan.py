@@ -16,6 +16,8 @@ import json
 
 from lmtrain.commands import CommandParser
 from lmtrain.config.compose import compose_config
+from lmtrain.errors import ConfigError
+from lmtrain.machine import count_gpus
 from lmtrain.planning.estimate import estimate
 from lmtrain.planning.view import record, show
 
@@ -25,10 +27,15 @@ def main(arguments: list[str]) -> int:
     parser = CommandParser("plan", __doc__)
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as for training")
     parser.add_argument("--probe", action="store_true", help="correct time and memory by short real steps")
+    parser.add_argument("--devices", type=int, metavar="N", help="of parallel=ddp and fsdp; default: the GPUs here")
     parser.add_argument("--watts", type=float, help="what a device takes, for the energy")
     parser.add_argument("--json", action="store_true", help="one JSON object, for other programs")
     options = parser.parse_intermixed_args(arguments)
-    found = estimate(compose_config(options.words), probing=options.probe, watts=options.watts)
+    if options.devices is not None and options.devices < 1:
+        raise ConfigError(f"--devices must be at least 1, got {options.devices}")
+    config = compose_config(options.words)
+    devices = options.devices or (1 if config.parallel.strategy == "single" else max(1, count_gpus()))
+    found = estimate(config, devices=devices, probing=options.probe, watts=options.watts)
     if options.json:
         print(json.dumps(record(found), indent=2))
     else:

@@ -111,11 +111,14 @@ class Duration:
 
 
 def pace_by_formula(plan: Plan, machine: Machine) -> Pace:
-    """What follows from arithmetic and a share of the peak, never less than the calls take."""
+    """What follows from arithmetic and a share of the peak, never less than the calls take.
+
+    Of several devices, each goes through its share of a batch; what they exchange is not counted.
+    """
     config = plan.config
     forward_and_backward = plan.flops_per_token * config.data.seq_len / machine.speed  # of a sequence
     trained = forward_and_backward * (1 + RECOMPUTED[config.trainer.activation_checkpointing])
-    share = math.ceil(config.batch_size / plan.devices)
+    share = plan.share
     size = min(max(1, plan.micro_batch_size), share)
     calls = SECONDS_A_LAYER * (len(block_shapes(plan.model)) + 2)
     return Pace(
@@ -148,6 +151,7 @@ def energy_kwh(seconds: float, power: Power | None, devices: int = 1) -> float |
 
 def duration_text(seconds: float) -> str:
     """A duration no more exact than it is known."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 90 * 60 else f"{seconds / 3600:.2g} h"
+    units = ((1, "s", 90), (60, "min", 90), (3600, "h", 72))
+    size, unit = next(((size, unit) for size, unit, most in units if seconds < size * most), (86400, "days"))
+    number = seconds / size
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.2g} {unit}"

@@ -47,18 +47,24 @@ class Estimate:
 
 
 def estimate(
-    config: ExperimentConfig, *, machine: Machine | None = None, probing: bool = False, watts: float | None = None
+    config: ExperimentConfig,
+    *,
+    devices: int = 1,
+    machine: Machine | None = None,
+    probing: bool = False,
+    watts: float | None = None,
 ) -> Estimate:
     """The plan of a run on this machine with its time and energy.
 
     Args:
+        devices: that make it together, with parallel=ddp or parallel=fsdp.
         machine: as measured before.
         probing: make short real steps; not where the run does not fit.
         watts: what a device takes, where that is known better than by its own limit or meter.
 
     Raises UsageError for a request that the run would refuse as well.
     """
-    plan = make_plan(config)
+    plan = make_plan(config, devices)
     machine = machine or Machine.measure(config)
     formula = pace_by_formula(plan, machine)
     probed = probe(plan, formula) if probing and plan.fits else None

@@ -14,6 +14,7 @@ from lmtrain.data.prepare import find_prepared, was_prepared
 from lmtrain.data.prepared import PreparedData
 from lmtrain.data.ramps import BatchSizes, Ramp
 from lmtrain.data.vocabulary import USUAL_CHARACTERS, vocabulary_size
+from lmtrain.errors import ConfigError
 from lmtrain.feeding import count_steps, train_batches, val_batches
 from lmtrain.fitting import settle_model, training_memory
 from lmtrain.hardware import available_memory, choose_device, require_format, total_memory
@@ -60,6 +61,16 @@ class Plan:
         return None if self.budget.tokens is None else self.flops_per_token * self.budget.tokens
 
     @property
+    def share(self) -> int:
+        """Sequences of a batch that each device trains on."""
+        return math.ceil(self.config.batch_size / self.devices)
+
+    @property
+    def exchanged(self) -> int:
+        """Bytes that each device sends to the others in a step."""
+        return self.memory.exchanged_bytes(math.ceil(self.share / max(1, self.micro_batch_size)))
+
+    @property
     def largest_micro_batch_size(self) -> int:
         """Sequences that can go through the model at a time; 0: not even one."""
         return self.memory.largest_micro_batch(self.room)
@@ -68,24 +79,26 @@ class Plan:
     def micro_batch_size(self) -> int:
         """What the run will take: what it is told, or the batch or its half, quarter …; 0: not even one fits."""
         told = self.config.trainer.micro_batch_size
-        return self.memory.chosen_micro_batch(self.room, self.config.batch_size) if told == "auto" else told
+        return self.memory.chosen_micro_batch(self.room, self.share) if told == "auto" else told
 
     @property
     def footprint(self) -> Footprint:
         """Of a step with that microbatch; with one sequence if not even that fits."""
-        return self.memory.footprint(max(1, self.micro_batch_size), self.config.batch_size)
+        return self.memory.footprint(max(1, self.micro_batch_size), self.share)
 
     @property
     def fits(self) -> bool:
         return self.footprint.peak <= self.room
 
 
-def make_plan(config: ExperimentConfig) -> Plan:
-    """The plan of a run on this machine.
+def make_plan(config: ExperimentConfig, devices: int = 1) -> Plan:
+    """The plan of a run on this machine, or on so many devices like the one here.
 
     Looks for prepared data where something follows from the text alone: the vocabulary of characters, the length of an
     epoch, how full padded rows are. Raises UsageError for a request that the run would refuse as well.
     """
+    if devices > 1 and config.parallel.strategy == "single":
+        raise ConfigError(f"{devices} devices make one run with parallel=ddp or parallel=fsdp, not parallel=single")
     device = choose_device(config.device)
     require_format(config.precision.format, device)
     known = vocabulary_size(config.tokenizer, config.data)
@@ -106,9 +119,10 @@ def make_plan(config: ExperimentConfig) -> Plan:
         device=device,
         budget=plan_budget(settled, data),
         flops_per_token=flops_per_token(model, vocab_size, config.data.seq_len),
-        memory=training_memory(settled, model, vocab_size=vocab_size, device=device),
-        room=available_memory() if device.type == "cpu" else total_memory(device),
+        memory=training_memory(settled, model, vocab_size=vocab_size, device=device, processes=devices),
+        room=available_memory() / devices if device.type == "cpu" else total_memory(device),
         data=data,
+        devices=devices,
     )
 
 

@@ -81,7 +81,7 @@ def probe(plan: Plan, formula: Pace) -> Probe:
 
     `formula` tells how much can be timed. Raises HardwareError if not one sequence at a time fits.
     """
-    share = math.ceil(plan.config.batch_size / plan.devices)
+    share = plan.share
     told = min(max(1, plan.micro_batch_size), share)
     affordable = max(1, int(LONG_PASS / max(formula.batch / share, 1e-9)))
     size = min(told, affordable)

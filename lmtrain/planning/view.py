@@ -25,7 +25,7 @@ from lmtrain.training.footprint import PARTS
 def show(estimate: Estimate) -> None:
     """Print what a run will take."""
     plan, console = estimate.plan, Console(highlight=False)
-    for heading, text in (*_lines(plan), *_costs(estimate)):
+    for heading, text in (*_lines(plan), *_division(plan), *_costs(estimate)):
         console.print(f"{heading:<10} {escape(text)}", soft_wrap=True)
     console.print(_parameter_table(plan), _memory_table(plan))
     for text in (*_measured(estimate), _verdict(estimate)):
@@ -68,6 +68,17 @@ def _costs(estimate: Estimate) -> Iterator[tuple[str, str]]:
         yield "energy", f"not known: this {device} does not tell what power it takes; --watts W says it"
     else:
         yield "energy", f"about {estimate.energy:.3g} kWh at {estimate.power.watts:.0f} W ({estimate.power.basis})"
+
+
+def _division(plan: Plan) -> Iterator[tuple[str, str]]:
+    """How several devices share the work."""
+    if plan.config.parallel.strategy == "single":
+        return
+    yield (
+        "devices",
+        f"{plan.devices:,} by parallel={plan.config.parallel.strategy}, each with {plan.share:,} sequences of a batch; "
+        f"each sends {bytes_text(plan.exchanged)} a step, whose time is not counted",
+    )
 
 
 def _measured(estimate: Estimate) -> Iterator[str]:
@@ -119,7 +130,8 @@ def _parameter_table(plan: Plan) -> Table:
 def _memory_table(plan: Plan) -> Table:
     footprint = plan.footprint
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column(f"{MEMORY_OF[plan.device.type]} of a step")
+    each = " on each device" if plan.devices > 1 else ""
+    table.add_column(f"{MEMORY_OF[plan.device.type]} of a step{each}")
     table.add_column("at most", justify="right")
     table.add_column(f"in the {footprint.fullest}", justify="right")
     for part in PARTS:
@@ -127,6 +139,8 @@ def _memory_table(plan: Plan) -> Table:
             table.add_row(part, bytes_text(largest), bytes_text(footprint.moments[footprint.fullest].get(part, 0)))
     table.add_section()
     table.add_row("together, when it is fullest", "", bytes_text(footprint.peak))
+    if plan.memory.offloaded_bytes:
+        table.add_row("beside it: what lies in main memory", bytes_text(plan.memory.offloaded_bytes), "")
     if plan.device.type != "cpu":
         table.add_row("beside it: the checkpoint's copy, in main memory", bytes_text(plan.memory.checkpoint_bytes), "")
     return table
@@ -134,10 +148,11 @@ def _memory_table(plan: Plan) -> Table:
 
 def _verdict(estimate: Estimate) -> str:
     plan = estimate.plan
-    size, batch, largest = plan.micro_batch_size, plan.config.batch_size, plan.largest_micro_batch_size
+    size, batch, largest = plan.micro_batch_size, plan.share, plan.largest_micro_batch_size
     needed, room = bytes_text(estimate.peak), f"{bytes_text(plan.room)} of {MEMORY_OF[plan.device.type]}"
     if estimate.fits:
-        whole = "the whole batch" if size >= batch else f"{size:,} of {batch:,} sequences"
+        all_of_it = "the whole batch" if plan.devices == 1 else "its share of the batch"
+        whole = all_of_it if size >= batch else f"{size:,} of {batch:,} sequences"
         return f"fits into {room} with {whole} at a time; up to {largest:,} sequences would"
     if plan.fits:
         return f"does not fit into {room}: by what was measured, {needed} with {size:,} sequences at a time"
@@ -165,6 +180,9 @@ def record(estimate: Estimate) -> dict[str, Any]:
         "flops": plan.flops,
         "device": plan.device.type,
         "format": plan.memory.work.format,
+        "devices": plan.devices,
+        "strategy": plan.config.parallel.strategy,
+        "exchanged_bytes_a_step": plan.exchanged,
         "batch_size": plan.config.batch_size,
         "seq_len": plan.config.data.seq_len,
         "memory": {

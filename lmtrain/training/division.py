@@ -78,3 +78,18 @@ def passing(division: Division, sizes: Sizes, gradients: int, *, accumulated: bo
     # As the backward pass of a block leaves them, and the copy in fp32 that is added up among the processes.
     new = (sizes.width + FP32) * at_hand + sizes.width * sizes.outside if gradients else 0
     return Passing(kept + new, sizes.width * gathered)
+
+
+def exchanged(division: Division, sizes: Sizes, passes: int) -> int:
+    """Bytes that each process sends in a step of so many microbatches, by rings.
+
+    Gradients are added up in fp32; of a divided model weights are gathered for each forward pass, and for the backward
+    pass again if they were dropped.
+    """
+    others = division.processes - 1
+    if division.strategy == "ddp":
+        return 2 * others * FP32 * sizes.total // division.processes
+    if not division.divides_weights:
+        return 0
+    gathered = passes * (2 if division.reshard_after_forward else 1) * sizes.width
+    return others * (gathered + FP32) * sizes.total // division.processes

@@ -24,7 +24,7 @@ from lmtrain.config.schema import (
 )
 from lmtrain.model.sizing import ParameterCount, Shape, block_shapes, count_parameters, embedding_shapes, num_weights
 from lmtrain.training.activations import FP32, SequenceMemory, Workload, sequence_memory, shared_mask
-from lmtrain.training.division import ONE_PROCESS, Division, Sizes, passing, standing
+from lmtrain.training.division import ONE_PROCESS, Division, Sizes, exchanged, passing, standing
 
 Part = Literal[
     "weights",
@@ -193,6 +193,10 @@ class TrainingMemory:
         """Main memory that takes what the device does not hold: weights, gradients, optimizer state."""
         whole = self.weight_bytes + self.gradient_bytes + self.state_bytes
         return self.division.share(whole) if self.division.cpu_offload else 0
+
+    def exchanged_bytes(self, passes: int) -> int:
+        """What each of several processes sends to the others in a step of so many microbatches."""
+        return exchanged(self.division, self._sizes, passes)
 
     @property
     def sequence_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.compiling import compile_if_asked, settle_compile
 from lmtrain.config.presets import preset_of
 from lmtrain.config.schema import ExperimentConfig, TransformerConfig
 from lmtrain.data.batches import Batch, EvalBatches, TrainBatches
@@ -60,7 +61,7 @@ class Session:
 
     config: ExperimentConfig  # with the device, the model and the number format that `auto` stood for
     model: Model
-    forward: Callable[..., Tensor]  # the model as it is called: compiled, or divided among processes
+    forward: Callable[..., Tensor]  # the model as it is called: divided among processes, if it is
     team: Team
     files: TensorFiles  # how checkpoints are written and read
     step: TrainingStep
@@ -237,7 +238,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
     divided = config.parallel.strategy == "fsdp"
     if team.rank:  # dropout of its own
         torch.manual_seed(config.seed + team.rank)
-    return Session(
+    session = Session(
         config=replace(
             config,
             device=device.type,  # type: ignore[arg-type]  # one of those there are to choose from
@@ -256,6 +257,8 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         total_steps=total_steps,
         model_choice=model_choice,
     )
+    settled = settle_compile(session.config, step, batches.largest, total_steps, session.find_micro_batch_size)
+    return replace(session, config=settled)
 
 
 def build_step(
@@ -285,17 +288,19 @@ def build_step(
             ) from error
     precision = team.from_leader(precision)
     division = _divide(config, model, precision, team)
-    return model, TrainingStep(
+    step = TrainingStep(
         model,
         build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
         precision,
         grad_clip=config.trainer.grad_clip,
         micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
         loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
-        forward=torch.compile(division.forward) if config.trainer.compile else division.forward,
+        forward=division.forward,
         pass_by=division.pass_by,
         team=team,
     )
+    compile_if_asked(config, step)
+    return model, step
 
 
 @out_of_memory_recognized()

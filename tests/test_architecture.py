@@ -21,7 +21,7 @@ LAYERS = [
     ("data", "model", "tracking", "hardware", "console", "distributed", "training"),
     ("reading",),
     ("store",),
-    ("initial_weights", "fitting"),
+    ("initial_weights", "fitting", "compiling"),
     ("feeding", "room"),
     ("session", "inference"),
     ("run_description", "shared_run"),

@@ -94,11 +94,13 @@ UNSEEN_IN_RESULTS = WATCHING | DIVIDING | {"parallel.num_threads", "force", "res
 def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConfig:
     """`config`, with what the run of this `config.yaml` took where `config` leaves it to the machine."""
     saved = load_yaml(saved_text)
-    model, precision, parallel = config.model, config.precision, config.parallel
+    model, precision, parallel, trainer = config.model, config.precision, config.parallel, config.trainer
     if isinstance(model, AutoModelConfig):
         model, _ = saved_model(saved_text)
     if precision.format == "auto":
         precision = dataclasses.replace(precision, format=saved["precision"]["format"])
+    if trainer.compile == "auto":
+        trainer = dataclasses.replace(trainer, compile=saved["trainer"]["compile"])
     if parallel.num_threads is None:  # another number adds up in another order
         parallel = dataclasses.replace(parallel, num_threads=saved["parallel"]["num_threads"])
     device = saved["device"] if config.device == "auto" else config.device
@@ -106,7 +108,13 @@ def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConf
     if init_from is not None and str(begun_from).startswith(f"{init_from.partition('@')[0]}:"):
         init_from = begun_from  # what was the newest version of a model when the run began
     return dataclasses.replace(
-        config, device=device, model=model, precision=precision, parallel=parallel, init_from=init_from
+        config,
+        device=device,
+        model=model,
+        precision=precision,
+        parallel=parallel,
+        trainer=trainer,
+        init_from=init_from,
     )
 
 

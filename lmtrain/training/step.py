@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from lmtrain.data.batches import Batch
 from lmtrain.distributed.sharding import gathered, is_divided
 from lmtrain.distributed.strategy import PassBy, passing_alone
 from lmtrain.distributed.team import ALONE, Team
+from lmtrain.training.compilation import repeatable
 from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.memory import (
     PeakMemory,
@@ -43,6 +45,30 @@ class StepOutcome:
     grad_norm: Tensor  # of the whole gradient, before clipping
     applied: Tensor  # bool; False: not finite, nothing was changed
     overflow: Tensor  # bool; ... because the fp16 loss scale was too large, which is expected now and then
+
+
+class Losses(Protocol):
+    """From a batch to what is minimised, and the cross-entropy: each summed over the targets."""
+
+    def __call__(
+        self,
+        forward: Callable[..., Tensor],
+        loss: TrainingLoss,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        context: dict[str, Tensor],
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+def losses_of(
+    forward: Callable[..., Tensor],
+    loss: TrainingLoss,
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    context: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """What is compiled: nothing of the optimizer, so that settings such as a learning rate are no part of the code."""
+    return loss(forward(inputs_BT, **context), targets_BT)
 
 
 class StepObserver(Protocol):
@@ -77,8 +103,8 @@ class TrainingStep:
     ) -> None:
         """`micro_batch_size` None: the whole batch, or what `find_micro_batch_size` finds, until memory runs out.
 
-        `forward` is the model as it is called if not as it is: compiled, or divided among the processes of a team, each
-        of which is given its share of every batch; `pass_by` is then entered around each pass.
+        `forward` is the model as it is called if not as it is: divided among the processes of a team, each of which is
+        given its share of every batch; `pass_by` is then entered around each pass.
         """
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -90,7 +116,9 @@ class TrainingStep:
         # Elsewhere there is no queue that reading would drain; divided parameters PyTorch updates without a condition.
         self.reads_at_once = precision.device.type != "cuda" or any(map(is_divided, self.parameters))
         self._loss = loss
-        self.forward = model if forward is None else forward  # a compiled model has no truth value
+        self.forward = model if forward is None else forward
+        self._losses: Losses = losses_of
+        self._repeatable: Callable[[], AbstractContextManager[None]] = nullcontext
         self._pass_by = pass_by
         self._team = team
 
@@ -110,6 +138,29 @@ class TrainingStep:
         # With a scale, a gradient that is not finite under a loss that is means that it was too large.
         overflow = ~finite & torch.isfinite(loss) if self.scaler.is_enabled() else torch.zeros_like(finite)
         return StepOutcome(loss, grad_norm, finite, overflow)
+
+    def compile(self, *, dynamic: bool) -> None:
+        """Compile forward pass, loss and so the backward pass, when the next one is made.
+
+        `dynamic`: one code for batches of all sizes, where they vary; else one for each size. Which sizes came before
+        shall not matter to the result.
+        """
+        self._losses = torch.compile(losses_of, dynamic=dynamic)
+        self._repeatable = repeatable
+
+    def run_eagerly(self) -> None:
+        """Undo `compile`."""
+        self._losses, self._repeatable = losses_of, nullcontext
+
+    def dry_pass(self, batch: Batch) -> None:
+        """Forward and backward pass of the first microbatch, which leave no trace; waits for the device."""
+        size = min(self.micro_batch_size or batch.num_sequences, batch.num_sequences)
+        rewind = remember_random_state(self.precision.device)
+        try:
+            self._backward(next(batch.split(size)), size, self.forward).item()
+        finally:
+            self._drop_gradients()
+            rewind()
 
     def _gradient_norm(self) -> Tensor:
         """Of the whole gradient, freed of the loss scale."""
@@ -179,7 +230,7 @@ class TrainingStep:
         """Bytes that the first `size` sequences take at the most, gradients of the weights included."""
         few = next(batch.split(size))
         with PeakMemory(self.parameters) as memory:
-            self._backward(few, size, self.model)
+            self._backward(few, size, self.model, losses_of)
         self._drop_gradients()
         return int(memory.peak)
 
@@ -204,15 +255,19 @@ class TrainingStep:
             log.warning("out of memory at microbatch %d, going on with %d", size, self.micro_batch_size)
 
     @out_of_memory_recognized()
-    def _backward(self, batch: Batch, size: int, forward: Callable[..., Tensor]) -> Tensor:
+    def _backward(
+        self, batch: Batch, size: int, forward: Callable[..., Tensor], losses: Losses | None = None
+    ) -> Tensor:
         total = torch.zeros((), device=self.precision.device)
         num_targets = max(1, batch.num_targets)  # of a batch without targets the loss is 0, and so is the gradient
         parts = list(batch.split(size))
         for number, part in enumerate(parts, start=1):
-            with self._pass_by(number == len(parts)):
+            with self._pass_by(number == len(parts)), self._repeatable():
                 part = part.to(self.precision.device)
                 with record_function("forward"), self.precision.autocast():
-                    objective, cross_entropy = self._loss(forward(part.inputs, **part.context), part.targets)
+                    objective, cross_entropy = (losses or self._losses)(
+                        forward, self._loss, part.inputs, part.targets, part.context
+                    )
                 with record_function("backward"):
                     self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
             total += cross_entropy / num_targets

@@ -44,7 +44,7 @@ class TrainerConfig:
     patience: int | None = None  # stop after so many evaluations without improvement; None: never
     min_delta: float = 0.0  # a smaller gain does not count as improvement
     on_nonfinite: Literal["skip", "stop"] = "skip"  # a loss or gradient that is not finite
-    compile: bool = False  # torch.compile the model
+    compile: bool | Literal["auto"] = "auto"  # torch.compile the step; auto: where it pays within this run
     diagnostics: bool = False  # record norms, update ratios and distributions of the weights, layer by layer
     diagnostics_every: int = 100  # ... so often in steps, and at the first and the last step
     profile: bool = False  # trace a few steps after warm-up, and tabulate their costliest operators

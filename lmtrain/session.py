@@ -19,12 +19,12 @@ from lmtrain.data.prefetch import Prefetched
 from lmtrain.data.prepared import PreparedData
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.distributed.sharding import DividedFiles
-from lmtrain.distributed.strategy import Division, replicate, shard, whole
+from lmtrain.distributed.strategy import DividedModel, replicate, shard, whole
 from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import HardwareError, RunFolderError
 from lmtrain.feeding import OwnShare, count_steps, train_batches, val_batches
 from lmtrain.fitting import settle_model, training_memory
-from lmtrain.hardware import available_memory, choose_format
+from lmtrain.hardware import available_memory, choose_format, total_memory
 from lmtrain.initial_weights import load_initial_weights
 from lmtrain.model.building import Model, build_model
 from lmtrain.model.sizing import flops_per_token
@@ -121,10 +121,19 @@ class Session:
         """Settle how many sequences go through the model at a time. Raises torch.OutOfMemoryError if not one can."""
         room = available_memory() / self.team.local_size if self.precision.device.type == "cpu" else None
         needed = training_memory(
-            self.config, self.model.config, vocab_size=self.model.vocab_size, device=self.precision.device
+            self.config,
+            self.model.config,
+            vocab_size=self.model.vocab_size,
+            device=self.precision.device,
+            processes=self.team.size,
         )
+        largest = self.batches.largest.share(self.team.rank, self.team.size)
+        if self.config.parallel.strategy == "fsdp" and self.step.micro_batch_size is None:
+            # By formula: in a dry step that fits into the memory of one only, the others would wait for ever.
+            chosen = needed.chosen_micro_batch(room or total_memory(self.precision.device), largest.num_sequences)
+            self.step.micro_batch_size = self.team.least(max(1, chosen))
         self.step.find_micro_batch_size(
-            self.batches.largest.share(self.team.rank, self.team.size),
+            largest,
             room=room,
             beside=needed.state_bytes + needed.checkpoint_bytes,
             bound=needed.sequence_bytes,
@@ -319,7 +328,7 @@ def _build_model(
     return model
 
 
-def _divide(config: ExperimentConfig, model: Model, precision: Precision, team: Team) -> Division:
+def _divide(config: ExperimentConfig, model: Model, precision: Precision, team: Team) -> DividedModel:
     match config.parallel.strategy:
         case "single":
             return whole(model)

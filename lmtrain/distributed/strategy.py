@@ -36,19 +36,19 @@ def passing_alone(last: bool) -> AbstractContextManager[object]:
 
 
 @dataclass(frozen=True)
-class Division:
+class DividedModel:
     """A model as a process of a team calls it."""
 
     forward: Callable[..., Tensor]
     pass_by: PassBy = passing_alone
 
 
-def whole(model: Callable[..., Tensor]) -> Division:
+def whole(model: Callable[..., Tensor]) -> DividedModel:
     """A model that is not divided."""
-    return Division(model)
+    return DividedModel(model)
 
 
-def replicate(model: nn.Module, team: Team, device: torch.device) -> Division:
+def replicate(model: nn.Module, team: Team, device: torch.device) -> DividedModel:
     """The whole model in every process (`DistributedDataParallel`), which begins with the leader's weights."""
     if not team.has_others:
         return whole(model)
@@ -61,7 +61,7 @@ def replicate(model: nn.Module, team: Team, device: torch.device) -> Division:
             gradient_as_bucket_view=True,
         )
     replica.register_comm_hook(None, lambda state, bucket: _add_up(bucket))
-    return Division(replica, lambda last: contextlib.nullcontext() if last else replica.no_sync())
+    return DividedModel(replica, lambda last: contextlib.nullcontext() if last else replica.no_sync())
 
 
 def _add_up(bucket: Any) -> torch.futures.Future[Tensor]:
@@ -79,7 +79,7 @@ def shard(
     format: torch.dtype,
     reshard_after_forward: bool,
     cpu_offload: bool,
-) -> Division:
+) -> DividedModel:
     """A part of weights, gradients and optimizer state in every process (`fully_shard`, FSDP2).
 
     Weights are gathered block by block, in the number format of the forward pass; gradients are added up in fp32.
@@ -110,4 +110,4 @@ def shard(
         sharded.set_is_last_backward(last)
         yield
 
-    return Division(model, pass_by)
+    return DividedModel(model, pass_by)

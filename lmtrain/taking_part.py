@@ -30,6 +30,7 @@ def take_part() -> None:
                 raise
             # The leader tells of it, and may have another run.
             log.debug("process %d: %s", team.rank, error)
+    team.leave()
 
 
 def _train(order: RunOrder, team: Team) -> None:

@@ -192,14 +192,12 @@ def test_a_signal_to_the_job_is_a_checkpoint(job: Job) -> None:
 
 
 def test_one_process_tells_a_study_and_the_others_hear_the_verdict(job: Job) -> None:
-    """Three trials under a pruner that ends every trial which is not the best so far."""
-    out = job(
-        "--multirun",
-        *("hydra/sweeper=study", "hydra.sweeper.n_trials=3", "hydra.sweeper.pruner=median"),
-        *(*UNEVEN, "lr=interval(1e-3,1e-2)", "trainer.eval_every=4", "parallel=ddp", "hydra.sweep.dir=study"),
-    )
-    with (job.folder / "study" / "trials.csv").open() as file:
-        assert len(file.readlines()) == 4, out
+    """Four trials, of which the pruner ends some."""
+    study = ("hydra/sweeper=study", "hydra.sweeper.n_trials=4", "lr=tag(log,interval(1e-6,1e-2))")
+    pruner = ("hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=1")
+    out = job("--multirun", *UNEVEN, *study, *pruner, "trainer.eval_every=4", "parallel=ddp", "hydra.sweep.dir=study")
+    statuses = [job.result(f"study/{number:04d}")["status"] for number in range(4)]
+    assert set(statuses) == {"completed", "pruned"}, out
 
 
 def test_what_one_run_of_a_grid_cannot_be_the_others_are(job: Job) -> None:

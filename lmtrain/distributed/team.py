@@ -115,6 +115,11 @@ class Team:
         """As the leader: tell the others that nothing is left to do."""
         if self.has_others and not self.is_broken:
             self.from_leader(None)
+            self.leave()
+
+    def leave(self) -> None:
+        """End the connections to the others."""
+        if self.has_others:
             dist.destroy_process_group()
 
 

@@ -28,7 +28,7 @@ class BareLoop:
         self.model = build_model(
             config.model, vocab_size=vocab_size, seq_len=config.data.seq_len, dropout=config.dropout
         ).to(self.device)
-        self.forward = torch.compile(self.model) if config.trainer.compile else self.model
+        self.loss_of = torch.compile(self._loss_of, dynamic=False) if config.trainer.compile else self._loss_of
         self.optimizers = build_optimizers(
             config.optimizer, self.model.parameters(), self.model.block_matrices(), config.lr
         )
@@ -36,19 +36,18 @@ class BareLoop:
         self.batches = batches
         self.total_steps = total_steps
         self.step = 0
-        self.losses: dict[int, float] = {}  # by step, the last of every turn
+        self.losses: dict[int, float] = {}  # by the last step of a call, the mean over its steps
 
     def __call__(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            loss = self.train_on(self.batches[self.step])
-        self.losses[self.step] = loss.item()
+        losses = [self.train_on(self.batches[self.step]) for _ in range(num_steps)]
+        self.losses[self.step] = torch.stack(losses).double().mean().item()
 
     def train_on(self, batch: Batch) -> torch.Tensor:
         """One step; returns its loss, which waits for nothing."""
         lr = lr_at(self.config.schedule, self.step, lr=self.config.lr, total_steps=self.total_steps)
         batch = batch.to(self.device)
         with self.precision.autocast():
-            loss = F.cross_entropy(self.forward(batch.inputs).flatten(0, 1), batch.targets.flatten())
+            loss = self.loss_of(batch.inputs, batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.config.trainer.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.trainer.grad_clip)
@@ -59,3 +58,6 @@ class BareLoop:
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return loss.detach()
+
+    def _loss_of(self, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.model(inputs_BT).flatten(0, 1), targets_BT.flatten())

@@ -1,9 +1,11 @@
 """One optimizer step of one shape: by lmtrain, and by what one would use instead.
 
-Ours is the `TrainingStep` of a session, on its own batches. The others: a bare loop over our own model, a minimal GPT
-written out in `minimal_gpt.py`, transformers' Trainer, and litgpt's model in litgpt's kind of loop. Each of them takes
-turns with ours in this process, with AdamW, gradients clipped at 1, the same threads and number format, and as many
-parameters to within 2 %; what differs all the same is printed and kept. The first line compares ours with ours.
+Ours is the `TrainingStep` of a session, on its own batches, as a long run has it: `trainer.compile=auto` compiles it
+where that pays. The others, as they are by default, which is eager: a minimal GPT written out in `minimal_gpt.py`,
+transformers' Trainer, and litgpt's model in litgpt's kind of loop; and a bare loop over our own model, compiled if ours
+is. Each of them takes turns with ours in this process, with AdamW, gradients clipped at 1, the same threads and number
+format, and as many parameters to within 2 %; what differs all the same is printed and kept. The first line compares
+ours with ours, another one with ours not compiled. Every shape has a result file of its own.
 
 On a CPU the larger shapes take short contexts and batches of one sequence: there, most of a step is AdamW's.
 """
@@ -16,7 +18,8 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,8 +57,10 @@ class Shape:
 
 
 MINIMAL = "model=gpt2 model.d_model=128 model.num_layers=4 model.num_heads=4 model.activation=gelu model.bias=false"
+MINIMAL_LLAMA = "model=nano model.activation=swiglu model.d_ff=344 model.qk_norm=false"
 SHAPES = {
     "minimal": Shape(model=tuple(MINIMAL.split()), vocab_size=65, cpu=(12, 64), cuda=(12, 64), turn=10),
+    "minimal_llama": Shape(model=tuple(MINIMAL_LLAMA.split()), vocab_size=65, cpu=(12, 64), cuda=(12, 64), turn=10),
     "nano": Shape(model=("model=nano",), vocab_size=2048, cpu=(8, 256), cuda=(64, 256), turn=3, blocks=14),
     "gpt2": Shape(model=("model=gpt2",), vocab_size=50257, cpu=(1, 64), cuda=(16, 1024), turn=1, blocks=8),
     "small": Shape(model=("model=small",), vocab_size=32000, cpu=(1, 64), cuda=(8, 1024), turn=1, blocks=6),
@@ -116,38 +121,44 @@ class Measurement:
             device=device,
             format=FORMATS[self.config.precision.format],
         )
-        self.num_parameters = 0  # of ours, known with the first comparison
         self.differs: dict[str, str] = {}
 
-    def peers(self) -> dict[str, Callable[[OurLoop], Comparison]]:
+    @cached_property
+    def ours(self) -> OurLoop:
+        """The one that all peers are compared with."""
+        loop = OurLoop(self.config)
+        self.config = loop.session.config  # nothing in it is `auto` any more
+        return loop
+
+    def peers(self) -> dict[str, Callable[[], Comparison]]:
         """Those there are for this shape, each with the comparison peer / ours."""
-        found: dict[str, Callable[[OurLoop], Comparison]] = {
-            "lmtrain again": lambda ours: self._in_turns(ours, OurLoop(self.config)),
-            "bare loop": lambda ours: self._in_turns(
-                ours, BareLoop(ours.session.config, ours.vocab_size, ours.session.batches, ours.session.total_steps)
-            ),
-        }
+        found = {"lmtrain again": lambda: self._in_turns(OurLoop(self.config))}
+        if self.ours.session.config.trainer.compile:
+            eager = replace(self.config, trainer=replace(self.config.trainer, compile=False))
+            found["lmtrain not compiled"] = lambda: self._in_turns(OurLoop(eager))
+        found["bare loop"] = lambda: self._in_turns(self._bare())
         if not self.work.model.gated:
-            found["minimal GPT"] = lambda ours: self._in_turns(ours, self._minimal(ours))
+            found["minimal GPT"] = lambda: self._in_turns(self._minimal())
         if find_spec("transformers"):
             found["transformers' Trainer"] = self._against_trainer
         if find_spec("litgpt"):
-            found["litgpt"] = lambda ours: self._in_turns(ours, self._known("litgpt", LitgptLoop(self.work), ours))
+            found["litgpt"] = lambda: self._in_turns(self._known("litgpt", LitgptLoop(self.work)))
         return found
 
     def compare(self, peer: str) -> Comparison:
-        ours = OurLoop(self.config)
-        self.num_parameters = ours.num_parameters
-        self.config = ours.session.config
-        comparison = self.peers()[peer](ours).swapped  # ours / peer
-        del ours
+        """Ours / peer."""
+        comparison = self.peers()[peer]().swapped
         gc.collect()  # of a large model before the next is made
         return comparison
 
-    def _in_turns(self, ours: OurLoop, peer: Loop) -> Comparison:
-        return in_turns(ours, peer, turn=self.turn, blocks=self.blocks, device=self.device)
+    def _in_turns(self, peer: Loop) -> Comparison:
+        return in_turns(self.ours, peer, turn=self.turn, blocks=self.blocks, device=self.device)
 
-    def _minimal(self, ours: OurLoop) -> minimal_gpt.MinimalLoop:
+    def _bare(self) -> BareLoop:
+        session = self.ours.session
+        return BareLoop(session.config, self.ours.vocab_size, session.batches, session.total_steps)
+
+    def _minimal(self) -> minimal_gpt.MinimalLoop:
         model = self.work.model
         shape = minimal_gpt.Shape(
             vocab_size=self.work.vocab_size,
@@ -158,23 +169,48 @@ class Measurement:
             batch=self.work.batch_size,
         )
         loop = minimal_gpt.MinimalLoop(shape, self.work.tokens, device=self.device, format=self.work.format)
-        return self._known("minimal GPT", loop, ours)
+        return self._known("minimal GPT", loop)
 
-    def _against_trainer(self, ours: OurLoop) -> Comparison:
-        peer = self._known("transformers' Trainer", TransformersTrainer(self.work), ours)
-        turns = Turns(ours, turn=self.turn, device=self.device)
+    def _against_trainer(self) -> Comparison:
+        peer = self._known("transformers' Trainer", TransformersTrainer(self.work))
+        turns = Turns(self.ours, turn=self.turn, device=self.device)
         # The blocks before the first switch and after it are left out: one by asking, one as everywhere.
         peer.train(block=turns.block, blocks=1 + WARM_UP + self.blocks, after_block=turns.switch)
         return turns.comparison()
 
-    def _known(self, name: str, peer: Any, ours: OurLoop) -> Any:
+    def _known(self, name: str, peer: Any) -> Any:
         """Refuses a peer of another size, and keeps what else is different."""
-        share = sum(p.numel() for p in peer.model.parameters()) / ours.num_parameters - 1
+        share = sum(p.numel() for p in peer.model.parameters()) / self.ours.num_parameters - 1
         if abs(share) > SAME_SIZE:
             sys.exit(f"{name} has {share:+.1%} parameters against ours: not the same shape")
         forms = f"{type(peer.model).__name__}, {share:+.2%} parameters"
         self.differs[name] = f"{forms}; {getattr(peer, 'differs', 'LayerNorm, learned positions, GELU; no biases')}"
         return peer
+
+
+def measure(name: str, device: str, words: list[str], folder: Path, *, quick: bool) -> int:
+    """One shape; returns the exit status."""
+    measured = Measurement(name, torch.device(device), words, folder, quick=quick)
+    figures: list[Figure] = []
+    samples: dict[str, Any] = {}
+    for peer in measured.peers():
+        print(f"{name}: lmtrain and {peer}", flush=True)
+        comparison = measured.compare(peer)
+        samples[peer] = dataclasses.asdict(comparison)
+        figures += [
+            median_figure(f"lmtrain / {peer}", comparison.ratios, at_most=TARGETS.get(peer)),
+            median_figure(f"  {peer}", [1e3 * seconds for seconds in comparison.first], unit="ms a step"),
+            median_figure("  lmtrain beside it", [1e3 * seconds for seconds in comparison.second], unit="ms a step"),
+        ]
+        if peer in measured.differs:
+            print(f"  {measured.differs[peer]}")
+    config = dataclasses.asdict(measured.config) | {
+        "parameters": measured.ours.num_parameters,
+        "threads": torch.get_num_threads(),
+        "differs": measured.differs,
+    }
+    title = f"step_time_{name}" + ("" if device == "cpu" else f"_{device}")
+    return publish(title, figures, config=config, samples=samples, quick=quick)
 
 
 def main() -> int:
@@ -184,35 +220,10 @@ def main() -> int:
     command_line.add_argument("overrides", nargs="*", help="settings of ours, as parallel.num_threads=1")
     arguments = command_line.parse_intermixed_args()
     names = ["minimal"] if arguments.quick else arguments.shape
-    figures: list[Figure] = []
-    samples: dict[str, Any] = {}
-    configs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["LMTRAIN_CACHE"] = f"{temporary}/cache"
-        for name in names:
-            device = torch.device(arguments.device)
-            measured = Measurement(name, device, arguments.overrides, Path(temporary), quick=arguments.quick)
-            samples[name] = {}
-            for peer in measured.peers():
-                print(f"{name}: lmtrain and {peer}", flush=True)
-                comparison = measured.compare(peer)
-                samples[name][peer] = dataclasses.asdict(comparison)
-                milliseconds = [1e3 * seconds for seconds in comparison.first]
-                figures += [
-                    median_figure(f"{name}: lmtrain / {peer}", comparison.ratios, at_most=TARGETS.get(peer)),
-                    median_figure(f"{name}: {peer}", milliseconds, unit="ms a step"),
-                ]
-                if peer in measured.differs:
-                    print(f"  {measured.differs[peer]}")
-            ours = [1e3 * s for s in samples[name]["lmtrain again"]["second"]]
-            figures.append(median_figure(f"{name}: lmtrain", ours, unit="ms a step"))
-            configs[name] = dataclasses.asdict(measured.config) | {
-                "parameters": measured.num_parameters,
-                "threads": torch.get_num_threads(),
-                "differs": measured.differs,
-            }
-    title = "step_time" if len(names) > 1 else f"step_time_{names[0]}"
-    return publish(title, figures, config=configs, samples=samples, quick=arguments.quick)
+        folder, words, quick = Path(temporary), arguments.overrides, arguments.quick
+        return max([measure(name, arguments.device, words, folder, quick=quick) for name in names])
 
 
 if __name__ == "__main__":

@@ -89,14 +89,16 @@ class Training:
         model = build_model(self.model, vocab_size=self.vocab_size, seq_len=self.seq_len, dropout=self.dropout)
         model.to(device)
         checkpoint_activations(model.all_blocks(), self.checkpointing)
-        return TrainingStep(
+        step = TrainingStep(
             model,
             build_optimizers(self.optimizer, model.parameters(), model.block_matrices(), self.lr),
             Precision(device, FORMATS[self.format]),
             grad_clip=1.0,
             micro_batch_size=self.micro_batch_size,
-            forward=torch.compile(model) if self.compile else None,
         )
+        if self.compile:
+            step.compile(dynamic=False)
+        return step
 
     def random_batch(self) -> Batch:
         """In page-locked memory if a GPU is to read it."""

@@ -68,7 +68,7 @@ def test_loops_take_turns_from_both_ends() -> None:
     assert len(compared.ratios) == 3
 
 
-@pytest.mark.parametrize("shape", ["minimal", "nano", "gpt2", "small"])
+@pytest.mark.parametrize("shape", ["minimal", "minimal_llama", "nano", "gpt2", "small"])
 def test_peers_have_as_many_parameters(shape: str) -> None:
     transformers = pytest.importorskip("transformers")
     from peers import Work, litgpt_model, transformers_model

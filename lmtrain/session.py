@@ -11,25 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.compiling import compile_if_asked, settle_compile
+from lmtrain.compiling import settle_compile
 from lmtrain.config.presets import preset_of
-from lmtrain.config.schema import ExperimentConfig, TransformerConfig
-from lmtrain.data.batches import Batch, EvalBatches, TrainBatches
+from lmtrain.config.schema import ExperimentConfig
+from lmtrain.data.batches import EvalBatches, TrainBatches
 from lmtrain.data.prefetch import Prefetched
 from lmtrain.data.prepared import PreparedData
 from lmtrain.data.tokenizer import load_tokenizer
 from lmtrain.distributed.sharding import DividedFiles
-from lmtrain.distributed.strategy import DividedModel, replicate, shard, whole
 from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import HardwareError, RunFolderError
 from lmtrain.feeding import OwnShare, count_steps, train_batches, val_batches
 from lmtrain.fitting import settle_model, training_memory
-from lmtrain.hardware import available_memory, choose_format, total_memory
+from lmtrain.hardware import available_memory, total_memory
 from lmtrain.initial_weights import load_initial_weights
-from lmtrain.model.building import Model, build_model
+from lmtrain.model.building import Model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
-from lmtrain.training.activation_checkpointing import checkpoint_activations
+from lmtrain.step_building import build_step
 from lmtrain.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -42,10 +41,8 @@ from lmtrain.training.checkpoint import (
 from lmtrain.training.checkpoint_writer import Checkpoints, CheckpointWriter, NoCheckpoints
 from lmtrain.training.diagnostics import Diagnostics
 from lmtrain.training.evaluation import evaluate
-from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.memory import out_of_memory_recognized
-from lmtrain.training.optimizers import build_optimizers
-from lmtrain.training.precision import Precision, bf16_speedup
+from lmtrain.training.precision import Precision
 from lmtrain.training.profiling import StepProfiler
 from lmtrain.training.schedules import warmup_length
 from lmtrain.training.step import TrainingStep
@@ -268,85 +265,3 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
     )
     settled = settle_compile(session.config, step, batches.largest, total_steps, session.find_micro_batch_size)
     return replace(session, config=settled)
-
-
-def build_step(
-    config: ExperimentConfig,
-    largest: Batch,
-    vocab_size: int,
-    device: torch.device,
-    team: Team = ALONE,
-    *,
-    begin: Callable[[Model], None] | None = None,
-) -> tuple[Model, TrainingStep]:
-    """A new model and the step that trains it.
-
-    Args:
-        largest: a batch as large as any of the run.
-        begin: gives the model other weights than random ones.
-
-    Raises UsageError if the model does not fit into memory, or cannot be trained so.
-    """
-    with team.agreeing():
-        try:
-            model = _build_model(config, vocab_size, device, begin)
-            precision = _choose_precision(config, model, largest, device)
-        except torch.OutOfMemoryError as error:
-            raise HardwareError(
-                f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
-            ) from error
-    precision = team.from_leader(precision)
-    division = _divide(config, model, precision, team)
-    step = TrainingStep(
-        model,
-        build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
-        precision,
-        grad_clip=config.trainer.grad_clip,
-        micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
-        loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
-        forward=division.forward,
-        pass_by=division.pass_by,
-        team=team,
-    )
-    compile_if_asked(config, step)
-    return model, step
-
-
-@out_of_memory_recognized()
-def _build_model(
-    config: ExperimentConfig, vocab_size: int, device: torch.device, begin: Callable[[Model], None] | None
-) -> Model:
-    assert isinstance(config.model, TransformerConfig)
-    if config.model.attention == "flex" and device.type != "cuda":
-        raise HardwareError(f"model.attention=flex can only be trained on CUDA, this run is on {device.type}; use auto")
-    model = build_model(config.model, vocab_size=vocab_size, seq_len=config.data.seq_len, dropout=config.dropout)
-    if config.parallel.strategy != "fsdp":  # which moves each part to where it belongs
-        model = model.to(device)
-    if begin is not None:
-        begin(model)
-    checkpoint_activations(model.all_blocks(), config.trainer.activation_checkpointing)
-    return model
-
-
-def _divide(config: ExperimentConfig, model: Model, precision: Precision, team: Team) -> DividedModel:
-    match config.parallel.strategy:
-        case "single":
-            return whole(model)
-        case "ddp":
-            return replicate(model, team, precision.device)
-        case "fsdp":
-            return shard(
-                model,
-                team,
-                precision.device,
-                format=precision.format,
-                reshard_after_forward=config.parallel.reshard_after_forward,
-                cpu_offload=config.parallel.cpu_offload,
-            )
-
-
-@out_of_memory_recognized()
-def _choose_precision(config: ExperimentConfig, model: Model, largest: Batch, device: torch.device) -> Precision:
-    one_sequence = next(largest.split(1))
-    format, reason = choose_format(config.precision.format, device, lambda: bf16_speedup(model, one_sequence))
-    return Precision(device, format, reason)

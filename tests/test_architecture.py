@@ -22,7 +22,7 @@ LAYERS = [
     ("reading",),
     ("store",),
     ("initial_weights", "fitting", "compiling"),
-    ("feeding", "room"),
+    ("feeding", "room", "step_building"),
     ("session", "inference"),
     ("run_description", "shared_run"),
     ("run", "planning", "taking_part"),

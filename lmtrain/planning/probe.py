@@ -22,7 +22,7 @@ from lmtrain.feeding import train_batches
 from lmtrain.planning.duration import Pace
 from lmtrain.planning.plan import Plan
 from lmtrain.planning.power import EnergyMeter, Power
-from lmtrain.session import build_step
+from lmtrain.step_building import build_step
 from lmtrain.training.checkpoint import capture
 from lmtrain.training.evaluation import measure
 from lmtrain.training.footprint import PROGRAM_BYTES

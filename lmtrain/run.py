@@ -265,6 +265,7 @@ class _Attempt:
             "training_seconds": self.training_seconds,
             "attempt": self.number,
             "nonfinite_steps": self.progress.nonfinite_steps,
+            "processes": self.session.team.size,
             "micro_batch_size": self.session.step.micro_batch_size,
             "parameters": self.session.num_parameters,
             "overrides": [redact(word) for word in self.origin.overrides],

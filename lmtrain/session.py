@@ -218,7 +218,9 @@ class Session:
         if peak is None and self.config.trainer.diagnostics:
             peak = measured_peak(device, format, torch.get_num_threads())
         tokens = flops_per_token(self.model.config, self.model.vocab_size, self.config.data.seq_len)
-        return Utilisation(device, flops_per_token=tokens, peak_flops=peak)
+        # The speed is that of all processes, each on a device of its own.
+        together = None if peak is None else peak * self.team.size
+        return Utilisation(device, flops_per_token=tokens, peak_flops=together)
 
 
 def build_session(config: ExperimentConfig, data: PreparedData, device: torch.device, team: Team = ALONE) -> Session:

@@ -44,7 +44,7 @@ def build(
     """
     with team.agreeing():
         device = choose_device(config.device)
-        require_devices(team, device)
+        require_devices(team, device, cpu_offload=config.parallel.cpu_offload)
         require_format(config.precision.format, device)
         require_room(config, device)
         set_threads(config.parallel.num_threads, processes=team.local_size)

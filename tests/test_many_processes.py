@@ -230,6 +230,12 @@ def test_processes_without_a_way_to_share_a_run_are_refused(job: Job) -> None:
     assert not (job.folder / "refused").exists()
 
 
+def test_a_launcher_of_many_runs_is_refused(job: Job) -> None:
+    words = (*TINY, "data.path=text.txt", "trainer.max_steps=1", "hydra.sweep.dir=joblib", "parallel=ddp")
+    out = job("--multirun", *words, "seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", status=1)
+    assert "the processes of torchrun make one run at a time: leave hydra/launcher as it is" in out
+
+
 def test_help_needs_no_second_process(job: Job) -> None:
     assert "lmtrain" in job("--help")
 

@@ -6,6 +6,7 @@ Everything here is a collective: each process must make the same calls in the sa
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -156,6 +157,11 @@ def require_team(strategy: Strategy) -> Team:
                 "(parallel.strategy=... to a run that is continued), or start it without torchrun"
             )
         return ALONE
+    if placement.by_torchrun and multiprocessing.parent_process() is not None:
+        raise HardwareError(
+            "the processes of torchrun make one run at a time: leave hydra/launcher as it is (basic), or start a sweep "
+            "of many runs at a time without torchrun"
+        )
     if not placement.by_torchrun:
         raise HardwareError(
             f"parallel.strategy={strategy} is for the processes of torchrun: {COMMAND} ... parallel={strategy}; "
@@ -164,8 +170,10 @@ def require_team(strategy: Strategy) -> Team:
     return join_team()
 
 
-def require_devices(team: Team, device: torch.device) -> None:
-    """Raise HardwareError if there are not GPUs enough for the processes on this machine."""
+def require_devices(team: Team, device: torch.device, *, cpu_offload: bool) -> None:
+    """Raise HardwareError if there are not GPUs enough for the processes on this machine, or none to offload from."""
+    if cpu_offload and device.type == "cpu":
+        raise HardwareError("parallel.cpu_offload=true is for GPUs: on a CPU all is in main memory already")
     if device.type == "cuda" and team.local_size > torch.cuda.device_count():
         raise HardwareError(
             f"{team.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: start as many"

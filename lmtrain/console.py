@@ -44,8 +44,9 @@ def announce(session: Session, data: PreparedData, folder: RunDir) -> None:
             if count:
                 log.info("left out of %s: %d documents: %s", source.name, count, reason)
     log.info(
-        "model   %.2f M parameters on %s in %s; %d steps of %d x %d tokens",
+        "model   %.2f M parameters on %s%s in %s; %d steps of %d x %d tokens",
         session.num_parameters / 1e6,
+        f"{session.team.size} x " if session.team.has_others else "",
         session.precision.device,
         session.precision.name,
         session.total_steps,

@@ -198,6 +198,7 @@ def test_one_process_tells_a_study_and_the_others_hear_the_verdict(job: Job) -> 
     out = job("--multirun", *UNEVEN, *study, *pruner, "trainer.eval_every=4", "parallel=ddp", "hydra.sweep.dir=study")
     statuses = [job.result(f"study/{number:04d}")["status"] for number in range(4)]
     assert set(statuses) == {"completed", "pruned"}, out
+    assert all(job.result(f"study/{number:04d}")["processes"] == 2 for number in range(4))
 
 
 def test_what_one_run_of_a_grid_cannot_be_the_others_are(job: Job) -> None:

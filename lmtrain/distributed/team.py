@@ -54,11 +54,15 @@ class Team:
 
     def largest(self, number: int) -> int:
         """The largest of the numbers that the processes give."""
-        return max(self.gather(number)) if self.has_others else number
+        if not self.has_others:
+            return number
+        numbers = torch.tensor(number)  # in main memory: no GPU is waited for
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return int(numbers)
 
     def least(self, number: int) -> int:
         """The least of the numbers that the processes give."""
-        return min(self.gather(number)) if self.has_others else number
+        return -self.largest(-number)
 
     def from_leader(self, value: T) -> T:
         """What the leading process gives."""

@@ -6,6 +6,7 @@ Only light modules are imported here, so that help and wrong requests answer at 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ from lmtrain.config.help import help_text
 from lmtrain.config.saved import SAVED_CONFIG
 from lmtrain.distributed.placement import Placement, find_placement
 from lmtrain.errors import ConfigError, Interrupted, LmtrainError, RunError
+from lmtrain.places import Places
 from lmtrain.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def _run_job(config: DictConfig, job: compose.Job) -> float:
     from lmtrain.run import run_experiment
     from lmtrain.sweep.grid import run_in_grid
 
-    run = run_experiment if job.sweep_dir is None else run_in_grid
+    places = Places.of_this_machine(job.processes)
+    run = run_experiment if job.sweep_dir is None else functools.partial(run_in_grid, places=places)
     try:
         result = run(settings, job.run_dir, compose.origin_of(config, job))
     except LmtrainError:

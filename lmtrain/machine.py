@@ -12,9 +12,19 @@ def available_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them: by index, UUID, or MIG instance."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
+    names = []
+    for name in map(str.strip, visible.split(",")):
+        if not name or name.startswith("-") or name == "NoDevFiles":  # CUDA sees nothing from here on
+            break
+        names.append(name)
+    return names
+
+
 def count_gpus() -> int:
     """NVIDIA GPUs this process may use."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return len(visible_gpus())

@@ -18,6 +18,7 @@ MODULES = {
 LAYERS = [
     ("errors", "machine", "origin", "redaction"),
     ("config", "new_folder", "run_dir"),
+    ("places",),
     ("data", "model", "tracking", "hardware", "console", "distributed", "training"),
     ("reading",),
     ("store",),
@@ -45,7 +46,7 @@ LIGHT = [  # what start-up may import
     if module.startswith("lmtrain.config")
     or module
     in ("lmtrain", "lmtrain.__main__", "lmtrain.errors", "lmtrain.machine", "lmtrain.origin", "lmtrain.redaction")
-    or module in ("lmtrain.run_dir", "lmtrain.commands", "lmtrain.sweep", "lmtrain.sweep.sweeper")
+    or module in ("lmtrain.run_dir", "lmtrain.places", "lmtrain.commands", "lmtrain.sweep", "lmtrain.sweep.sweeper")
     or module in ("lmtrain.distributed", "lmtrain.distributed.placement")
 ]
 HEAVY = {"torch", "mlflow", "datasets", "optuna", "numpy", "pandas", "matplotlib", "sentencepiece", "safetensors"}

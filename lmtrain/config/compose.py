@@ -26,6 +26,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from lmtrain.config.launch import processes_of
 from lmtrain.config.saved import OPTIONS_OF_EARLIER_RUNS, PRIMARY_CONFIG, RUN_GROUPS, SAVED_CONFIG, load_yaml
 from lmtrain.config.schema import SCHEMAS, ExperimentConfig
 from lmtrain.config.study_sweeper import register_sweeper
@@ -189,6 +190,7 @@ class Job:
     sweep_dir: Path | None  # None: not part of a multirun
     overrides: tuple[str, ...]  # as typed or chosen by the sweeper, without those of Hydra itself
     choices: Mapping[str, str]  # option of each group
+    processes: int  # that make runs of the multirun on this machine, this one included
     moved_from: Path | None  # the working folder, if Hydra has changed it
 
 
@@ -199,6 +201,7 @@ def current_job() -> Job:
         run_dir=Path(hydra.runtime.output_dir),
         sweep_dir=Path(hydra.sweep.dir).absolute() if hydra.mode == RunMode.MULTIRUN else None,
         overrides=tuple(str(override) for override in hydra.overrides.task),
+        processes=processes_of(hydra),
         moved_from=Path(hydra.runtime.cwd) if hydra.job.chdir else None,
         choices={str(group): str(option) for group, option in hydra.runtime.choices.items()},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -124,21 +124,53 @@ def _settings(config: DictConfig) -> ExperimentConfig:
     return compose.parse_config(compose.without_hydra(config))
 
 
-def grid_of(config: DictConfig) -> list[tuple[list[str], ExperimentConfig | str]]:
-    """The runs of a grid in order: the overrides of each, and its settings or why it cannot be run.
+@dataclass(frozen=True)
+class GridRuns:
+    """The runs of a grid, in order, as words."""
 
-    Raises ConfigError if the multirun of this config is none.
-    """
+    config: DictConfig  # of the multirun
+    words: list[list[str]]
+
+    @property
+    def swept(self) -> set[str]:
+        """The settings in which the runs differ."""
+        every = [word for run in self.words for word in run]
+        return {word.partition("=")[0].lstrip("+~") for word in every if every.count(word) < len(self.words)}
+
+    def settings(self) -> Iterator[ExperimentConfig | str]:
+        """The settings of each, or why it cannot be run."""
+        loader = GlobalHydra.instance().config_loader()
+
+        def composed(number: int, point: Mapping[str, Any]) -> DictConfig:
+            return loader.load_sweep_config(self.config, self.words[number])
+
+        return (settings_or_reason(composed, number, {}) for number in range(len(self.words)))
+
+    def first_settings(self) -> ExperimentConfig | None:
+        """The settings of the first run; None if it cannot be run, which it will say itself."""
+        first = next(self.settings())
+        return None if isinstance(first, str) else first
+
+
+def runs_of_grid(config: DictConfig) -> GridRuns | None:
+    """The runs of a multirun; None if it is no grid."""
     sweeper = config.hydra.sweeper
     if str(sweeper._target_) != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
-        raise ConfigError(f"a dry run is of a grid or of hydra/sweeper=study, not of {sweeper._target_}")
+        return None
     loader = GlobalHydra.instance().config_loader()
     given = [f"{name}={value}" for name, value in (sweeper.params or {}).items()]
     words = [*given, *cast("list[str]", OmegaConf.to_container(config.hydra.overrides.task))]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     (runs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return GridRuns(config, runs)
 
-    def composed(number: int, point: Mapping[str, Any]) -> DictConfig:
-        return loader.load_sweep_config(config, runs[number])
 
-    return [(run, settings_or_reason(composed, number, {})) for number, run in enumerate(runs)]
+def grid_of(config: DictConfig) -> list[tuple[list[str], ExperimentConfig | str]]:
+    """The runs of a grid in order: the overrides of each, and its settings or why it cannot be run.
+
+    Raises ConfigError if the multirun of this config is none.
+    """
+    runs = runs_of_grid(config)
+    if runs is None:
+        raise ConfigError(f"a dry run is of a grid or of hydra/sweeper=study, not of {config.hydra.sweeper._target_}")
+    return list(zip(runs.words, runs.settings(), strict=True))

@@ -14,6 +14,7 @@ from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.prepare import prepare
 from lmtrain.errors import RunFolderError
 from lmtrain.origin import Origin
+from lmtrain.places import ALONE, Places
 from lmtrain.run import RunResult, ended_for_good, run_experiment
 from lmtrain.run_dir import RunDir
 from lmtrain.sweep.retention import keep_best_checkpoints
@@ -21,13 +22,18 @@ from lmtrain.sweep.retention import keep_best_checkpoints
 log = logging.getLogger(__name__)
 
 
-def run_in_grid(config: ExperimentConfig, run_dir: Path, origin: Origin) -> RunResult:
+def run_in_grid(config: ExperimentConfig, run_dir: Path, origin: Origin, places: Places = ALONE) -> RunResult:
     """The run of these settings in this folder, which is not made again where it is there already.
+
+    `places` are those of the processes that make the runs of the grid.
 
     Raises RunFolderError if the folder holds a run of other settings, and what `run_experiment` raises.
     """
+    places.take()
     folder = RunDir(run_dir)
     result = None
+    if places.number > 1 and not folder.is_run():
+        config = places.seat(config)
     if folder.is_run() and _is_same_run(folder, config):
         result = ended_for_good(folder)
         config = dataclasses.replace(config, resume="auto")

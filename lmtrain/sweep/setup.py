@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,16 @@ def plan_study(
     )
 
 
-def require_data(plan: StudyPlan, base: ExperimentConfig) -> None:
-    """Prepare the text here, once for all workers. Raises UsageError for what every trial would be refused for."""
-    if any(name.partition(".")[0] in MATTERS_TO_DATA for name in plan.space):
-        return  # it is another one in each trial
+def require_data(swept: Iterable[str], base: ExperimentConfig) -> bool:
+    """Prepare the text here, once for all workers; returns False if it is another one in each run.
+
+    Raises UsageError for what every run would be refused for.
+    """
+    if any(name.partition(".")[0] in MATTERS_TO_DATA for name in swept):
+        return False
     require_format(base.precision.format, choose_device(base.device))
     prepare(base.data, base.tokenizer, on_progress=log.info)
+    return True
 
 
 def define_study(

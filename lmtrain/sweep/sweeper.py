@@ -28,12 +28,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lmtrain.config import compose
 from lmtrain.config.explain import PastHydra
-from lmtrain.config.launch import count_workers, runs_here
+from lmtrain.config.launch import count_workers, runs_here, settle_workers
 from lmtrain.config.points import (
     TrialConfigs,
     first_settings,
     grid_of,
     require_options,
+    runs_of_grid,
     search_function,
     settings_or_reason,
 )
@@ -41,7 +42,7 @@ from lmtrain.config.schema import ExperimentConfig, TrackingConfig
 from lmtrain.config.search_space import defaults_within, parse_space
 from lmtrain.config.study_sweeper import build_pruner, build_sampler, directions_of, is_grid
 from lmtrain.errors import Interrupted
-from lmtrain.machine import available_cores, count_gpus
+from lmtrain.places import Places, share_this_machine
 from lmtrain.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class HydraTrain:
     """Trains a trial as a job of Hydra, with its share of this machine."""
 
     configs: TrialConfigs
-    threads: int | None  # of a trial that does not say; None: the run decides
+    places: Places | None  # processes that share this machine; None: each trial has it to itself
 
     def folder(self, number: int) -> Path:
         """The run folder of a trial."""
@@ -113,9 +114,7 @@ class HydraTrain:
     def _seated(self, settings: ExperimentConfig, *, begun: bool) -> ExperimentConfig:
         """A trial goes on where it was, with the threads it was begun with; a new one takes its share of the cores."""
         settings = dataclasses.replace(settings, resume="auto")
-        if settings.parallel.num_threads is not None or begun:
-            return settings
-        return dataclasses.replace(settings, parallel=dataclasses.replace(settings.parallel, num_threads=self.threads))
+        return settings if self.places is None or begun else self.places.seat(settings)
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class WorkerTask:
     train: Train
     fixed: tuple[str, ...]  # overrides that all trials share
     failures: FailurePolicy
-    devices: int  # GPUs to deal out; 0: the launcher does, or there are none
+    places: Places | None  # processes that share this machine; None: the launcher says what each may use
     coordinator: int | None  # the process that started the worker as its child; None: it is no child
 
     def __call__(self, config: DictConfig) -> int:
@@ -136,10 +135,8 @@ class WorkerTask:
 
         worker = int(HydraConfig.get().job.num)
         _show_only_the_study(Path(HydraConfig.get().runtime.output_dir))
-        if self.devices:
-            import torch
-
-            torch.cuda.set_device(worker % self.devices)
+        if self.places is not None:
+            self.places.take()
         try:
             work(SharedStudy(self.plan), self.train, worker=worker, failures=self.failures, is_orphan=self._is_orphan)
         except Interrupted as error:
@@ -184,6 +181,7 @@ class StudySweeper(Sweeper):
         from lmtrain.sweep.confirm import confirm_best, require_confirmable
         from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
+        from lmtrain.sweep.core_division import divide_cores
         from lmtrain.sweep.report import reported
         from lmtrain.sweep.setup import define_study, require_data, sample_points, warn_of_doubts
         from lmtrain.sweep.study import FailurePolicy
@@ -196,35 +194,40 @@ class StudySweeper(Sweeper):
         if base.sweep.confirm.top:
             require_confirmable(base, list(space.distributions))
         plan = self._plan(trials, base)
-        workers, shared = count_workers(self._config, self.settings["n_jobs"], base.device)
+        workers = count_workers(self._config, self.settings["n_jobs"], base)
+        number = min(workers.number, plan.num_trials)
         how = {
             name: cast("dict[str, Any]", OmegaConf.to_container(self.settings[name])) for name in ("sampler", "pruner")
         }
-        warn_of_doubts(plan, base, workers=workers, **how)
+        warn_of_doubts(plan, base, workers=number, **how)
         if base.sweep.dry_run:
             from lmtrain.sweep.dry_run import show_study
 
             settings_of = functools.partial(settings_or_reason, trials, 0)
-            return show_study(plan, settings_of, base, workers=workers, local=runs_here(self._config), **how)
+            if workers.undecided:
+                number = divide_cores(base, number, probe=False)
+            return show_study(plan, settings_of, base, workers=number, local=runs_here(self._config), **how)
         if runs_here(self._config):
-            require_data(plan, base)
+            prepared = require_data(plan.space, base)
+            if workers.undecided and prepared:
+                number = divide_cores(base, number)
         definition = define_study(plan, base, custom=self.settings["custom_search_space"], **how)
         earlier = trials_to_learn_from(base.sweep.start_from, plan, definition)
         study = open_study(plan, definition, force=base.force)
         study.add_missing(earlier)
         if earlier and not study.imported:
             log.warning("sweep.start_from is without effect: this study was begun without it")
-        cores = available_cores()
-        train = HydraTrain(trials, threads=max(1, cores // workers) if shared else None)
+        places = share_this_machine(number) if workers.share_machine else None
+        train = HydraTrain(trials, places)
         task = WorkerTask(
             plan,
             train,
             space.fixed,
             FailurePolicy(max_retries=base.sweep.max_retries, stop_after=base.sweep.stop_after_failures),
-            devices=count_gpus() if shared else 0,
-            coordinator=os.getpid() if shared else None,
+            places,
+            coordinator=None if places is None else os.getpid(),
         )
-        launch = functools.partial(self._launch, task, workers)
+        launch = functools.partial(self._launch, task, number)
         with reported(plan, base.tracking):
             run_workers(study, lambda: launch(plan, train))
             if base.sweep.confirm.top:
@@ -276,15 +279,18 @@ class SweepSummary(Callback):
     """Compares the runs of a multirun that is no study at its end: a table here, files and pictures in its folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before its sweeper: a dry run of a grid ends here."""
-        if config.sweep.dry_run and not _is_study(config):
-            from lmtrain.sweep.dry_run import show_grid
+        """Called by Hydra before its sweeper: a dry run of a grid ends here, the machine is divided for any other."""
+        if _is_study(config):
+            return
+        try:
+            if config.sweep.dry_run:
+                from lmtrain.sweep.dry_run import show_grid
 
-            try:
                 show_grid(grid_of(config), Path(config.hydra.sweep.dir))
-            except Exception as error:  # Hydra would make a warning of it
-                raise PastHydra(error) from error
-            raise SystemExit
+                raise SystemExit
+            settle_workers(config, lambda: _processes_of_grid(config))
+        except Exception as error:  # Hydra would make a warning of it
+            raise PastHydra(error) from error
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra when all runs have ended, also when one of them raised."""
@@ -298,6 +304,23 @@ class SweepSummary(Callback):
         stopped = on_its_way_out is not None and not isinstance(on_its_way_out, Exception)  # maybe between two runs
         if sum_up(sweep_dir, compose.first_objective(config), tracking, stopped=stopped) == "interrupted":
             log.info("the same command with sweep.name=%s goes on", config.sweep.name)
+
+
+def _processes_of_grid(config: DictConfig) -> int:
+    """How many processes make the runs of a multirun that is no study, side by side on this machine."""
+    from lmtrain.sweep.core_division import divide_cores
+    from lmtrain.sweep.setup import require_data
+
+    runs = runs_of_grid(config)
+    first = None if runs is None else runs.first_settings()
+    workers = count_workers(config, None, first)
+    if runs is None or first is None:
+        return workers.number
+    most = min(workers.number, len(runs.words))
+    if workers.undecided and require_data(runs.swept, first):
+        most = divide_cores(first, most)
+    share_this_machine(most)
+    return most
 
 
 def _is_study(config: DictConfig) -> bool:

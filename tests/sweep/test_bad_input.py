@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from lmtrain.config.compose import config_dir, parse_config, register, without_hydra
-from lmtrain.config.launch import count_workers
+from lmtrain.config.launch import Workers, count_workers
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.sweep.setup import unfair_budget, warn_of_doubts
 from lmtrain.sweep.storage import doubts, filesystem_of
@@ -237,5 +237,5 @@ def test_one_process_is_not_several_workers(caplog: pytest.LogCaptureFixture) ->
     register()
     with initialize_config_dir(str(config_dir())):
         config = compose("lmtrain", ["hydra/launcher=basic"], return_hydra_config=True)
-    assert count_workers(config, 4, "cpu") == (1, False)
+    assert count_workers(config, 4, None) == Workers(1, share_machine=False)
     assert "add hydra/launcher=joblib" in caplog.text

@@ -36,7 +36,7 @@ def training_memory(
         model=model,
         vocab_size=vocab_size,
         seq_len=config.data.seq_len,
-        format=Precision(device, format).name,
+        format=Precision(device, format).surrounding,
         device=device.type,  # type: ignore[arg-type]  # one of those there are
         dropout=config.dropout,
         checkpointing=config.trainer.activation_checkpointing,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,11 @@ import torch
 from lmtrain.errors import HardwareError
 from lmtrain.machine import available_cores
 
-FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""The number format of activations; fp8 is one of matrix products alone."""
+
+FP8_CAPABILITY = (9, 0)
+"""Hopper. What torchao and torchtitan name for training in fp8 is an H100 or later."""
 
 MIN_SPEEDUP = 1.15
 """What bf16 must gain on a CPU to be taken: less is within the noise of a short probe, and not worth its rounding."""
@@ -38,6 +43,20 @@ def require_format(wanted: str, device: torch.device) -> None:
     """Raise HardwareError for a number format that the device cannot train in."""
     if wanted == "fp16" and device.type != "cuda":
         raise HardwareError(f"precision=fp16 needs a CUDA device, this run is on {device.type}; use fp32 or bf16")
+    if wanted == "fp8":
+        _require_fp8(device)
+
+
+def _require_fp8(device: torch.device) -> None:
+    needs = "precision=fp8 needs a GPU of Hopper or later (compute capability 9.0)"
+    if device.type != "cuda":
+        raise HardwareError(f"{needs}, this run is on {device.type}; use precision=bf16")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        name, (major, minor) = torch.cuda.get_device_name(device), capability
+        raise HardwareError(f"{needs}, {name} has {major}.{minor}; use precision=bf16")
+    if importlib.util.find_spec("torchao") is None:
+        raise HardwareError("precision=fp8 needs torchao: pip install 'lmtrain[fp8]', or use precision=bf16")
 
 
 def choose_format(wanted: str, device: torch.device, probe: Callable[[], float]) -> tuple[torch.dtype, str]:

@@ -107,7 +107,7 @@ def _shortage(config: ExperimentConfig, device: torch.device, vocab_size: int) -
     model, placement = config.model, find_placement()
     if not isinstance(model, TransformerConfig):
         return None
-    formats: list[Literal["auto", "fp32", "bf16", "fp16"]] = (
+    formats: list[Literal["auto", "fp32", "bf16", "fp16", "fp8"]] = (
         ["fp32", "bf16"] if config.precision.format == "auto" else [config.precision.format]
     )
     room = _total_memory(device) / (placement.local_size if device.type == "cpu" else 1)

@@ -15,6 +15,7 @@ from lmtrain.errors import HardwareError
 from lmtrain.hardware import choose_format
 from lmtrain.model.building import Model, build_model
 from lmtrain.training.activation_checkpointing import checkpoint_activations
+from lmtrain.training.fp8 import train_in_fp8
 from lmtrain.training.losses import TrainingLoss
 from lmtrain.training.memory import out_of_memory_recognized
 from lmtrain.training.optimizers import build_optimizers
@@ -76,6 +77,8 @@ def _build_model(
         model = model.to(device)
     if begin is not None:
         begin(model)
+    if config.precision.format == "fp8":
+        train_in_fp8(model.all_blocks())
     checkpoint_activations(model.all_blocks(), config.trainer.activation_checkpointing)
     return model
 
@@ -101,4 +104,4 @@ def _divide(config: ExperimentConfig, model: Model, precision: Precision, team: 
 def _choose_precision(config: ExperimentConfig, model: Model, largest: Batch, device: torch.device) -> Precision:
     one_sequence = next(largest.split(1))
     format, reason = choose_format(config.precision.format, device, lambda: bf16_speedup(model, one_sequence))
-    return Precision(device, format, reason)
+    return Precision(device, format, reason, fp8=config.precision.format == "fp8")

@@ -190,8 +190,8 @@ class Job:
     sweep_dir: Path | None  # None: not part of a multirun
     overrides: tuple[str, ...]  # as typed or chosen by the sweeper, without those of Hydra itself
     choices: Mapping[str, str]  # option of each group
-    processes: int  # that make runs of the multirun on this machine, this one included
     moved_from: Path | None  # the working folder, if Hydra has changed it
+    processes: int = 1  # that make runs of the multirun on this machine, this one included
 
 
 def current_job() -> Job:

@@ -57,6 +57,8 @@ def _explain_one(error: BaseException) -> str | None:
     match error:
         case LmtrainError():
             return str(error)
+        case MissingConfigException(missing_cfg_file=str() as missing) if plugin := _plugin_of(missing):
+            return f"{missing} needs a plugin that is not installed: pip install 'lmtrain[{plugin}]'"
         case MissingConfigException(missing_cfg_file=str() as missing) if error.options:
             group, _, option = missing.rpartition("/")
             return f"{group} has no option {option!r}{nearest(option, _public(error.options))}"
@@ -81,6 +83,11 @@ def _explain_one(error: BaseException) -> str | None:
         case OSError(filename=str() as path):
             return f"cannot use {path}: {error.strerror}"
     return None
+
+
+def _plugin_of(missing: str) -> str | None:
+    """The extra of ours that brings this option of hydra/launcher, if one does."""
+    return next((name for name in ("submitit", "ray") if re.fullmatch(rf"hydra/launcher/{name}(_\w+)?", missing)), None)
 
 
 def _unknown_key(key: str, parent: DictConfig | None = None) -> str:

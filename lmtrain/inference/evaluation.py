@@ -89,7 +89,8 @@ class Evaluation:
 def choose_precision(trained: TrainedModel, wanted: str | None = None) -> Precision:
     """The number format to evaluate in: fp32, or on CUDA that of the run, unless `wanted`. Raises HardwareError."""
     device = trained.model.device
-    wanted = wanted or (trained.config.precision.format if device.type == "cuda" else "fp32")
+    of_run = trained.config.precision.format
+    wanted = wanted or (("bf16" if of_run == "fp8" else of_run) if device.type == "cuda" else "fp32")
     require_format(wanted, device)
     return Precision(device, *choose_format(wanted, device, lambda: 1.0))
 

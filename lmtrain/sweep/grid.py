@@ -12,12 +12,13 @@ from pathlib import Path
 from lmtrain.config.saved import UNSEEN_IN_RESULTS, resume_differences, with_choices_of
 from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.prepare import prepare
-from lmtrain.errors import RunFolderError
+from lmtrain.errors import Interrupted, RunFolderError
 from lmtrain.origin import Origin
 from lmtrain.places import ALONE, Places
 from lmtrain.run import RunResult, ended_for_good, run_experiment
 from lmtrain.run_dir import RunDir
 from lmtrain.sweep.retention import keep_best_checkpoints
+from lmtrain.training.interrupt import leave_to_batch_system
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ def run_in_grid(config: ExperimentConfig, run_dir: Path, origin: Origin, places:
     if result is not None:
         log.info("%s is there already: %s at step %d", folder, result.status, result.step)
     else:
-        result = run_experiment(config, run_dir, origin)
+        try:
+            result = run_experiment(config, run_dir, origin)
+        except Interrupted as error:
+            leave_to_batch_system(error.signal_number)
+            raise
     if config.sweep.keep_checkpoints is not None:
         keep_best_checkpoints(run_dir.parent, config.sweep.keep_checkpoints)
     return result

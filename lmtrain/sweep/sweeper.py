@@ -132,6 +132,7 @@ class WorkerTask:
         """Returns the number of the signal that stopped the worker, or 0."""
         from lmtrain.sweep.study import SharedStudy
         from lmtrain.sweep.worker import work
+        from lmtrain.training.interrupt import leave_to_batch_system
 
         worker = int(HydraConfig.get().job.num)
         _show_only_the_study(Path(HydraConfig.get().runtime.output_dir))
@@ -142,7 +143,8 @@ class WorkerTask:
         except Interrupted as error:
             if self._is_orphan():  # a pool's process would wait minutes for another task
                 os._exit(error.exit_status)
-            return error.exit_status - 128
+            leave_to_batch_system(error.signal_number)
+            return error.signal_number
         return 0
 
     def _is_orphan(self) -> bool:

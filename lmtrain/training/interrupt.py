@@ -1,7 +1,8 @@
-"""SIGINT, SIGTERM and the time limit as a request to stop after the step at hand."""
+"""Signals and the time limit as a request to stop after the step at hand, and what a batch system makes of it then."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -9,9 +10,14 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""What batch systems send some time before they end a job (`sbatch --signal`)."""
+
+HEEDED = (signal.SIGINT, signal.SIGTERM, *WARNINGS)
+
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is remembered; a second SIGINT stops at once.
+    """While entered, the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 is remembered; a second SIGINT stops at once.
 
     A deadline (seconds since the epoch) that has passed counts as SIGTERM, which a cluster would send soon after. A
     request inside another takes its place, with what that was asked before. Outside the main thread signals cannot be
@@ -41,7 +47,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in HEEDED:
                 outer = getattr(signal.getsignal(number), "__self__", None)
                 if isinstance(outer, StopRequest):  # it heard what came while this was being set up
                     self._signal = self._signal or outer._signal
@@ -61,3 +67,15 @@ class StopRequest:
         self._signal = signal.Signals(number)
         if self._on_signal is not None:
             self._on_signal()
+
+
+def leave_to_batch_system(number: int) -> None:
+    """Let submitit hear a signal that a run has heeded and saved itself for; not to come back if that ends the process.
+
+    Its handler of the warning has Slurm queue the job again. After SIGTERM, Slurm decides that itself: the process ends
+    without a result, which would say that its work is done.
+    """
+    if number in WARNINGS and callable(signal.getsignal(number)):
+        signal.raise_signal(number)
+    elif number == signal.SIGTERM and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        os._exit(128 + number)

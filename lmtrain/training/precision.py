@@ -24,10 +24,16 @@ class Precision:
     device: torch.device
     format: torch.dtype
     reason: str = ""  # why `auto` chose it; empty if it was asked for
+    fp8: bool = False  # matrix products of the blocks are in 8 bits (`fp8`), everything else in `format`
 
     @property
-    def name(self) -> Literal["fp32", "bf16", "fp16"]:
+    def name(self) -> Literal["fp32", "bf16", "fp16", "fp8"]:
         """The format in short, as in the config."""
+        return "fp8" if self.fp8 else self.surrounding
+
+    @property
+    def surrounding(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The format of activations, which their memory follows from."""
         return "fp32" if self.format == torch.float32 else "bf16" if self.format == torch.bfloat16 else "fp16"
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:

@@ -15,7 +15,7 @@ class PrecisionConfig:
     `auto` is decided once: the run's own `config.yaml` names what was chosen.
     """
 
-    format: Literal["auto", "fp32", "bf16", "fp16"] = REQUIRED
+    format: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = REQUIRED
 
 
 @dataclass(kw_only=True)

@@ -13,22 +13,24 @@ import os, re, subprocess, sys, time
 from pathlib import Path
 
 STATE = Path(__file__).parent / "state"
+JOBS = STATE / "jobs"
 name, words = Path(sys.argv[0]).name, sys.argv[1:]
 
 
 def start(job, script, after=None):
     # In a session of its own, once the process it follows has ended.
-    array, _, task = job.partition("_")
-    env = os.environ | dict(
-        SLURM_JOB_ID=str(int(array) + int(task)), SLURM_ARRAY_JOB_ID=array, SLURM_ARRAY_TASK_ID=task,
-        SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1", SLURM_NODEID="0", SLURM_PROCID="0", SLURM_LOCALID="0",
-    )
+    number, _, task = job.partition("_")
+    env = {{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}}
+    env |= dict(SLURM_JOB_ID=str(int(number) + int(task or 0)), SLURM_NTASKS="1", SLURM_JOB_NUM_NODES="1")
+    env |= dict(SLURM_NODEID="0", SLURM_PROCID="0", SLURM_LOCALID="0")
+    if task:
+        env |= dict(SLURM_ARRAY_JOB_ID=number, SLURM_ARRAY_TASK_ID=task)
     wait = f"while kill -0 {{after}} 2>/dev/null; do sleep 0.1; done; " if after else ""
     process = subprocess.Popen(
         ["bash", "-c", wait + "exec bash " + script], env=env, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )
-    (STATE / job).write_text(f"{{process.pid}} {{script}}")
+    (JOBS / job).write_text(f"{{process.pid}} {{script}}")
 
 
 def alive(pid):
@@ -41,32 +43,33 @@ def note(what):
         file.write(what + "\\n")
 
 
-STATE.mkdir(exist_ok=True)
+JOBS.mkdir(parents=True, exist_ok=True)
 if name == "sbatch":
     text = Path(words[-1]).read_text()
     number = 100 * (1 + len(list(STATE.glob("*.sh"))))
     script = STATE / f"{{number}}.sh"
     script.write_text(text)
-    first, last = map(int, re.search(r"--array=(\\d+)-(\\d+)", text).groups())
-    for task in range(first, last + 1):
-        start(f"{{number}}_{{task}}", str(script))
+    array = re.search(r"--array=(\\d+)-(\\d+)", text)
+    for task in range(int(array[1]), int(array[2]) + 1) if array else [None]:
+        start(str(number) if task is None else f"{{number}}_{{task}}", str(script))
     print(f"Submitted batch job {{number}}")
 elif name == "srun":
     options, files = {{"--output": 1, "--error": 2}}, {{}}
     while words[0].startswith("--"):
         word = words.pop(0)
         if word in options:
-            path = words.pop(0).replace("%A", os.environ["SLURM_ARRAY_JOB_ID"])
-            path = path.replace("%a", os.environ["SLURM_ARRAY_TASK_ID"]).replace("%t", "0")
+            path = words.pop(0).replace("%t", "0").replace("%j", os.environ["SLURM_JOB_ID"])
+            path = path.replace("%A", os.environ.get("SLURM_ARRAY_JOB_ID", ""))
+            path = path.replace("%a", os.environ.get("SLURM_ARRAY_TASK_ID", ""))
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), options[word])
     os.execvp(words[0], words)
 elif name == "sacct":
     print("JobID|State|NodeList")
-    for job in STATE.glob("*_*"):
+    for job in JOBS.iterdir():
         print(f"{{job.name}}|{{'RUNNING' if alive(job.read_text().split()[0]) else 'COMPLETED'}}|here")
 elif name == "scontrol":
     note(" ".join(words))
-    pid, script = (STATE / words[1]).read_text().split()
+    pid, script = (JOBS / words[1]).read_text().split()
     start(words[1], script, after=pid)
 """
 
@@ -100,4 +103,4 @@ class FakeSlurm:
     @property
     def processes(self) -> list[int]:
         """Of the jobs, running or ended."""
-        return [int(path.read_text().split()[0]) for path in sorted((self.folder / "state").glob("*_*"))]
+        return [int(path.read_text().split()[0]) for path in sorted((self.folder / "state" / "jobs").iterdir())]

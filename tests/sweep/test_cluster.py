@@ -107,13 +107,13 @@ def test_a_job_that_is_warned_saves_and_goes_on_when_it_is_queued_again(
         worker.send_signal(signal.SIGUSR2)
         out, err = command.communicate(timeout=200)
     assert command.returncode == 0, out + err
-    assert slurm.told == ["requeue 100_0"]
+    assert slurm.told == ["requeue 100"]
     assert statuses(run.parent) == ["completed"]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [(record["attempt"], record["step"]) for record in records if "train/loss" in record]
     assert [step for _, step in trained] == list(range(1, 3001))  # no step was lost, none made twice
-    assert {attempt for attempt, _ in trained} == {1, 2}
-    assert trained[50][0] == 1
+    assert {attempt for attempt, _ in trained} == {0, 1}
+    assert trained[50][0] == 0
 
 
 @has_submitit

@@ -135,6 +135,26 @@ def test_two_processes_train_what_one_does(trained: Job, two: str, alone: str) -
         torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=2e-5, msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [
+        (("model=seq2seq_nano", "model.num_encoder_layers=1", "model.num_decoder_layers=1"), 2e-6),
+        (("model.num_layers=2", "lr=1e-3", "precision=bf16", "trainer.activation_checkpointing=full"), 3e-4),
+        (("model.num_layers=2", "model.tie_embeddings=false", "model.position=learned", "optimizer=lion"), 2e-6),
+    ],
+    ids=["encoder-decoder", "bf16 with activation checkpointing", "other parts"],
+)
+def test_every_kind_of_model_can_be_divided(job: Job, words: tuple[str, ...], tolerance: float) -> None:
+    """16 bits round differently where weights are rounded before they travel, and Adam makes more of it at each step."""
+    kept = [word for word in UNEVEN if not word.startswith("model.num_layers")]
+    folder = f"kind_{words[-1].partition('=')[2]}"
+    job.alone(*kept, *words, f"hydra.run.dir={folder}/alone")
+    job("--multirun", *kept, *words, "parallel=ddp,fsdp", f"hydra.sweep.dir={folder}")
+    for run in ("0000", "0001"):
+        assert job.losses(f"{folder}/{run}") == pytest.approx(job.losses(f"{folder}/alone"), rel=tolerance)
+
+
 def test_a_checkpoint_of_two_processes_goes_on_in_one_and_the_reverse(trained: Job) -> None:
     """After ten steps in one way and ten in another the weights are those of twenty in one process."""
     half = ("trainer.max_steps=10", "optimizer=adamw")

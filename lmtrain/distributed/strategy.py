@@ -86,18 +86,29 @@ def shard(
     The model becomes its own sharded self: its parameters are DTensors from now on.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (team.size,)),
         "reshard_after_forward": reshard_after_forward,
-        "mp_policy": MixedPrecisionPolicy(
-            param_dtype=None if format == torch.float32 else format, reduce_dtype=torch.float32
-        ),
         "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),
     }
+    # Autocast decides the formats, as in one process: the stream between blocks stays in fp32, and so does what it is
+    # read from and into. Only what is gathered for products in 16 bits is rounded before, not after, it has travelled.
+    gathered = MixedPrecisionPolicy(
+        param_dtype=None if format == torch.float32 else format, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for block in cast("Dividable", model).all_blocks():
-        fully_shard(block, **settings)
+        fully_shard(block, mp_policy=gathered, **settings)
+        if hasattr(block, "source"):  # of a decoder's block with a memory: called before its forward pass
+            register_fsdp_forward_method(block, "source")
     sharded = fully_shard(model, **settings)
     for module in model.modules():
         if isinstance(module, FSDPModule):

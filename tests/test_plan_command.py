@@ -17,6 +17,7 @@ from lmtrain.data.prepare import prepare, was_prepared
 from lmtrain.errors import ConfigError, DataError, HardwareError
 from lmtrain.model.building import build_model
 from lmtrain.planning import plan as planning
+from lmtrain.planning import probe
 from lmtrain.planning.plan import make_plan
 from lmtrain.session import build_session
 
@@ -26,6 +27,7 @@ STDLIB = ("parallel.num_threads=1", "tracking=none")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(probe, "SECONDS", 0.1)
     monkeypatch.chdir(tmp_path)
 
 

@@ -12,10 +12,12 @@ text says so, and `fits` of the JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 
 from lmtrain.commands import CommandParser
 from lmtrain.config.compose import compose_config
+from lmtrain.config.multirun import is_multirun
 from lmtrain.errors import ConfigError
 from lmtrain.machine import count_gpus
 from lmtrain.planning.estimate import estimate
@@ -26,6 +28,7 @@ def main(arguments: list[str]) -> int:
     """Print the plan of a run or sweep; exit status 0. Raises LmtrainError for what could not be trained."""
     parser = CommandParser("plan", __doc__)
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings, as for training")
+    parser.add_argument("-m", "--multirun", action="store_true", help="of a sweep, also where no word tells")
     parser.add_argument("--probe", action="store_true", help="correct time and memory by short real steps")
     parser.add_argument("--devices", type=int, metavar="N", help="of parallel=ddp and fsdp; default: the GPUs here")
     parser.add_argument("--watts", type=float, help="what a device takes, for the energy")
@@ -33,6 +36,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.devices is not None and options.devices < 1:
         raise ConfigError(f"--devices must be at least 1, got {options.devices}")
+    if options.multirun or is_multirun(options.words):
+        if options.devices is not None:
+            raise ConfigError("--devices is of one run: the runs of a sweep have a device each")
+        return _plan_sweep(options)
     config = compose_config(options.words)
     devices = options.devices or (1 if config.parallel.strategy == "single" else max(1, count_gpus()))
     found = estimate(config, devices=devices, probing=options.probe, watts=options.watts)
@@ -40,4 +47,16 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(record(found), indent=2))
     else:
         show(found)
+    return 0
+
+
+def _plan_sweep(options: argparse.Namespace) -> int:
+    from lmtrain.sweep.request import estimate_sweep
+    from lmtrain.sweep.sizing_view import record_sweep, show_sweep
+
+    found = estimate_sweep(options.words, probing=options.probe, watts=options.watts)
+    if options.json:
+        print(json.dumps(record_sweep(found), indent=2))
+    else:
+        show_sweep(found)
     return 0

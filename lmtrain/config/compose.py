@@ -87,20 +87,20 @@ def compose_config(overrides: Sequence[str], run: Path | None = None) -> Experim
     register()
     folder, name = primary_config(overrides) if run is None else _saved_config(run)
     refuse_groups(overrides, saved=name == SAVED_CONFIG)
-    with _composing_from(folder or str(config_dir())):
+    with composing_from(folder or str(config_dir())):
         return parse_config(compose(name, list(overrides)))
 
 
 def settings_of_options(options: Mapping[str, str]) -> dict[str, Any]:
     """The settings that options of groups bring by themselves, nested; what they leave to the user is `???`."""
     register()
-    with _composing_from(str(config_dir())):
+    with composing_from(str(config_dir())):
         composed = compose(PRIMARY_CONFIG, [f"{group}={option}" for group, option in options.items()])
     return cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
 
 
 @contextlib.contextmanager
-def _composing_from(folder: str) -> Iterator[None]:
+def composing_from(folder: str) -> Iterator[None]:
     """While entered, Hydra composes from a folder, also inside a program that is a Hydra application itself."""
     application = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

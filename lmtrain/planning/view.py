@@ -39,7 +39,7 @@ def _lines(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "auto", plan.model_choice
     assumed = ", assumed: it follows from a text that was not prepared yet" if plan.vocab_assumed else ""
     yield "vocabulary", f"{plan.vocab_size:,} tokens{assumed}"
-    yield "arithmetic", f"{_count(plan.flops_per_token)} FLOPs a token, in sequences of {config.data.seq_len:,}"
+    yield "arithmetic", f"{count_text(plan.flops_per_token)} FLOPs a token, in sequences of {config.data.seq_len:,}"
     yield "budget", _budget(plan)
     timed = config.precision.format == "auto" and plan.device.type == "cpu" and has_bf16_instructions()
     yield (
@@ -114,7 +114,7 @@ def _budget(plan: Plan) -> str:
         passes = "" if epochs is None else f", {epochs:g} passes over the text"
         return f"{of}{passes}; how many tokens that is follows from the text, which was not prepared yet"
     assert plan.flops is not None
-    return f"{of}, {_count(budget.tokens)} tokens, {_count(plan.flops)} FLOPs"
+    return f"{of}, {count_text(budget.tokens)} tokens, {count_text(plan.flops)} FLOPs"
 
 
 def _parameter_table(plan: Plan) -> Table:
@@ -229,7 +229,7 @@ def _probe_record(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _count(number: float) -> str:
+def count_text(number: float) -> str:
     """A large number in three digits, with the letter of its size."""
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= size:

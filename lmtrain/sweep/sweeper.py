@@ -36,7 +36,6 @@ from lmtrain.config.points import (
     require_options,
     runs_of_grid,
     search_function,
-    settings_or_reason,
 )
 from lmtrain.config.schema import ExperimentConfig, TrackingConfig
 from lmtrain.config.search_space import defaults_within, parse_space
@@ -180,22 +179,17 @@ class StudySweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study to its end. Raises LmtrainError for a wrong request, a failed study or an interruption."""
-        from lmtrain.sweep.confirm import confirm_best, require_confirmable
+        from lmtrain.sweep.confirm import confirm_best
         from lmtrain.sweep.confirmation import show_confirmation
         from lmtrain.sweep.coordinator import open_study, run_workers
         from lmtrain.sweep.core_division import divide_cores
         from lmtrain.sweep.report import reported
-        from lmtrain.sweep.setup import define_study, require_data, sample_points, warn_of_doubts
+        from lmtrain.sweep.setup import define_study, require_data, warn_of_doubts
+        from lmtrain.sweep.sizing import require_room_in_study
         from lmtrain.sweep.study import FailurePolicy
         from lmtrain.sweep.warm_start import trials_to_learn_from
 
-        space = parse_space(self.settings["params"], arguments)
-        trials = TrialConfigs(self._config, self._context, space)
-        require_options(self._config, space.distributions)
-        base = first_settings(trials, sample_points(space.distributions, self._custom_space()))
-        if base.sweep.confirm.top:
-            require_confirmable(base, list(space.distributions))
-        plan = self._plan(trials, base)
+        trials, base, plan = self.request(arguments)
         workers = count_workers(self._config, self.settings["n_jobs"], base)
         number = min(workers.number, plan.num_trials)
         how = {
@@ -205,11 +199,11 @@ class StudySweeper(Sweeper):
         if base.sweep.dry_run:
             from lmtrain.sweep.dry_run import show_study
 
-            settings_of = functools.partial(settings_or_reason, trials, 0)
             if workers.undecided:
                 number = divide_cores(base, number, probe=False)
-            return show_study(plan, settings_of, base, workers=number, local=runs_here(self._config), **how)
+            return show_study(plan, trials.settings_of, base, workers=number, local=runs_here(self._config), **how)
         if runs_here(self._config):
+            require_room_in_study(trials.corners)
             prepared = require_data(plan.space, base)
             if workers.undecided and prepared:
                 number = divide_cores(base, number)
@@ -224,7 +218,7 @@ class StudySweeper(Sweeper):
         task = WorkerTask(
             plan,
             train,
-            space.fixed,
+            trials.space.fixed,
             FailurePolicy(max_retries=base.sweep.max_retries, stop_after=base.sweep.stop_after_failures),
             places,
             coordinator=None if places is None else os.getpid(),
@@ -235,6 +229,19 @@ class StudySweeper(Sweeper):
             if base.sweep.confirm.top:
                 confirm_best(study, base, train, launch)
                 show_confirmation(plan.folder, plan.storage)
+
+    def request(self, arguments: list[str]) -> tuple[TrialConfigs, ExperimentConfig, StudyPlan]:
+        """Trials, the settings of one of them, and the plan of a study. Raises LmtrainError for what cannot be one."""
+        from lmtrain.sweep.confirm import require_confirmable
+        from lmtrain.sweep.setup import sample_points
+
+        space = parse_space(self.settings["params"], arguments)
+        trials = TrialConfigs(self._config, self._context, space)
+        require_options(self._config, space.distributions)
+        base = first_settings(trials, sample_points(space.distributions, self._custom_space()))
+        if base.sweep.confirm.top:
+            require_confirmable(base, list(space.distributions))
+        return trials, base, self._plan(trials, base)
 
     def _plan(self, trials: TrialConfigs, base: ExperimentConfig) -> StudyPlan:
         from lmtrain.sweep.setup import first_evaluation, plan_study, token_budget
@@ -281,15 +288,19 @@ class SweepSummary(Callback):
     """Compares the runs of a multirun that is no study at its end: a table here, files and pictures in its folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before its sweeper: a dry run of a grid ends here, the machine is divided for any other."""
+        """Called by Hydra before its sweeper: ends a dry run of a grid, refuses what cannot fit, divides the machine."""
         if _is_study(config):
             return
+        from lmtrain.sweep.sizing import require_room_in_grid
+
         try:
             if config.sweep.dry_run:
                 from lmtrain.sweep.dry_run import show_grid
 
                 show_grid(grid_of(config), Path(config.hydra.sweep.dir))
                 raise SystemExit
+            if runs_here(config) and (runs := runs_of_grid(config)) is not None:
+                require_room_in_grid(runs.by_size())
             settle_workers(config, lambda: _processes_of_grid(config))
         except Exception as error:  # Hydra would make a warning of it
             raise PastHydra(error) from error

@@ -126,7 +126,7 @@ def _least(memory: TrainingMemory, config: ExperimentConfig) -> dict[Part, float
     moments = memory.footprint(1, config.batch_size).moments
     # A compiled model keeps less of its passes than is counted; what a process gathers of a divided one is at the most.
     divided = memory.division.divides_weights
-    named = ["update"] if config.trainer.compile or divided else list(moments)
+    named = ["update"] if config.trainer.compile is True or divided else list(moments)
     left_out = (*NOT_NEEDED, "working memory") if divided else NOT_NEEDED
     least: list[dict[Part, float]] = [
         {

@@ -90,7 +90,7 @@ def probe(plan: Plan, formula: Pace) -> Probe:
     config = dataclasses.replace(
         plan.config,
         parallel=ParallelConfig(num_threads=plan.config.parallel.num_threads),
-        trainer=dataclasses.replace(plan.config.trainer, micro_batch_size=size),
+        trainer=dataclasses.replace(plan.config.trainer, micro_batch_size=size, compile=False),
         init_from=None,
     )
     torch.manual_seed(0)

@@ -288,7 +288,7 @@ class SweepSummary(Callback):
     """Compares the runs of a multirun that is no study at its end: a table here, files and pictures in its folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra before its sweeper: ends a dry run of a grid, refuses what cannot fit, divides the machine."""
+        """Called by Hydra before its sweeper: ends a dry run of a grid, refuses what cannot fit, deals out cores."""
         if _is_study(config):
             return
         from lmtrain.sweep.sizing import require_room_in_grid

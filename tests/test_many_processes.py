@@ -146,7 +146,7 @@ def test_two_processes_train_what_one_does(trained: Job, two: str, alone: str) -
     ids=["encoder-decoder", "bf16 with activation checkpointing", "other parts"],
 )
 def test_every_kind_of_model_can_be_divided(job: Job, words: tuple[str, ...], tolerance: float) -> None:
-    """16 bits round differently where weights are rounded before they travel, and Adam makes more of it at each step."""
+    """16 bits round differently where weights are rounded before they travel; Adam makes more of it each step."""
     kept = [word for word in UNEVEN if not word.startswith("model.num_layers")]
     folder = f"kind_{words[-1].partition('=')[2]}"
     job.alone(*kept, *words, f"hydra.run.dir={folder}/alone")

@@ -128,7 +128,7 @@ class TrainingStep:
 
         Raises torch.OutOfMemoryError when not even one sequence at a time fits.
         """
-        loss = self._backward_that_fits(batch, self.forward)
+        loss = self._team.add_up(self._backward_that_fits(batch, self.forward))
         norm = self._gradient_norm()
         grad_norm = gathered(norm)
         finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
@@ -271,7 +271,7 @@ class TrainingStep:
                 with record_function("backward"):
                     self.scaler.scale(objective / num_targets).backward()  # type: ignore[no-untyped-call]
             total += cross_entropy / num_targets
-        return self._team.add_up(total)
+        return total
 
     def _drop_gradients(self) -> None:
         for optimizer in self.optimizers:

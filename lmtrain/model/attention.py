@@ -6,12 +6,12 @@ shapes B is batch, T time, S keys, D width, H query heads, K key and value heads
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.config.schema import TransformerConfig
 from lmtrain.model.attend import PAST, Visible, attend
 from lmtrain.model.cache import LayerCache
+from lmtrain.model.fused import rms_normalised
 from lmtrain.model.layers import Linear
 from lmtrain.model.positions import Rotation, rotate
 
@@ -39,7 +39,7 @@ class _Attention(nn.Module):
     def _normalised(self, heads_BTHC: Tensor) -> Tensor:
         if self.qk_norm_eps is None:
             return heads_BTHC
-        return F.rms_norm(heads_BTHC, (self.head_dim,), eps=self.qk_norm_eps)
+        return rms_normalised(heads_BTHC, self.qk_norm_eps)
 
     def _attend(self, q_BHTC: Tensor, keys_and_values: KeysAndValues, visible: Visible) -> Tensor:
         attended_BHTC = attend(
@@ -76,16 +76,18 @@ class SelfAttention(_Attention):
         """[B, T, D] → [B, T, D]; with a cache, x holds the new tokens: all of an empty cache's, or one."""
         num_qk_heads = self.num_heads + self.num_kv_heads
         qkv_BTHC = self.qkv(x_BTD).unflatten(-1, (num_qk_heads + self.num_kv_heads, self.head_dim))
-        # Queries and keys are treated alike, so both are normalised and rotated in one go.
-        qk_BTHC, v_BTKC = qkv_BTHC.split((num_qk_heads, self.num_kv_heads), dim=2)
-        qk_BTHC = self._normalised(qk_BTHC)
-        if rotation is not None:
-            qk_BTHC = rotate(qk_BTHC, rotation)
-        qk_BHTC = qk_BTHC.transpose(1, 2)
-        keys_and_values = qk_BHTC[:, self.num_heads :], v_BTKC.transpose(1, 2)
+        heads = self.num_heads, self.num_kv_heads
+        if rotation is None and self.qk_norm_eps is None:
+            q_BTHC, k_BTKC, v_BTKC = qkv_BTHC.split((*heads, self.num_kv_heads), dim=2)
+        else:  # queries and keys are treated alike, so both are normalised and rotated in one go
+            qk_BTHC, v_BTKC = qkv_BTHC.split((num_qk_heads, self.num_kv_heads), dim=2)
+            qk_BTHC = self._normalised(qk_BTHC)
+            qk_BTHC = qk_BTHC if rotation is None else rotate(qk_BTHC, rotation)
+            q_BTHC, k_BTKC = qk_BTHC.split(heads, dim=2)  # type: ignore[no-untyped-call]
+        keys_and_values = k_BTKC.transpose(1, 2), v_BTKC.transpose(1, 2)
         if cache is not None:
             keys_and_values = cache.append(*keys_and_values)
-        return self._attend(qk_BHTC[:, : self.num_heads], keys_and_values, visible)
+        return self._attend(q_BTHC.transpose(1, 2), keys_and_values, visible)
 
 
 class CrossAttention(_Attention):

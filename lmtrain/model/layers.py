@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmtrain.config.schema import TransformerConfig
+from lmtrain.model.fused import rms_normalised, squared_relu
 
 
 class Linear(nn.Linear):
@@ -32,16 +33,21 @@ class Embedding(nn.Embedding):
         """Skip PyTorch's own initialisation, as in `Linear`."""
 
 
+class RMSNorm(nn.RMSNorm):
+    """Normalisation by the root mean square, with a gain."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or x.dtype != self.weight.dtype:  # one kernel; or what autocast does with two types
+            return super().forward(x)
+        assert self.eps is not None
+        return rms_normalised(x, self.eps) * self.weight
+
+
 def build_norm(config: TransformerConfig) -> nn.Module:
     """The normalisation over the last axis (width d_model) that the config names, with a gain."""
     if config.norm == "rmsnorm":  # Zhang and Sennrich, arXiv:1910.07467
-        return nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        return RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)  # Ba et al., arXiv:1607.06450
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)² (So et al., arXiv:2109.08668)."""
-    return F.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

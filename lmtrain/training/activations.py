@@ -200,10 +200,11 @@ def _heads(work: Workload) -> tuple[int, int]:
 
 
 def _normalised_heads(work: Workload, numbers: int) -> int:
-    """What `qk_norm` keeps besides its input: the roots, and on CPUs a copy of what is in 16 bits."""
+    """What `qk_norm` keeps besides its input: the roots; on CPUs a copy of what is in 16 bits, or what is rotated."""
     if not work.model.qk_norm:
         return 0
-    copy = FP32 * numbers if work.mixed and work.device != "cuda" else 0
+    copied = work.mixed or (work.device == "cpu" and work.model.position == "rotary")
+    copy = FP32 * numbers if copied and work.device != "cuda" else 0
     return FP32 * numbers // work.model.head_dim + copy
 
 
@@ -236,7 +237,7 @@ def _feed_forward(work: Workload) -> _Sublayer:
     elif model.activation == "relu2":
         # What is squared, and its square; on CUDA, autocast does that in fp32.
         wide = work.mixed and work.device == "cuda"
-        made, activated, working = hidden, (5 if wide else 1) * hidden, (6 if wide else 3) * hidden
+        made, activated, working = hidden, (5 if wide else 1) * hidden, (6 if wide else 3 if work.mixed else 2) * hidden
     else:
         made, activated, working = hidden, hidden, hidden
     return _Sublayer(
@@ -255,8 +256,9 @@ def _norm(work: Workload) -> int:
     """A normalisation and its result, as the product after it takes that."""
     width = work.model.d_model
     rms = work.model.norm == "rmsnorm"
-    # Without a kernel of its own, RMSNorm is several operations, and the normalised input is kept before the gain.
-    composite = FP32 * width if rms and work.device != "cuda" else 0
+    # Without a kernel of its own, RMSNorm is several operations, and the normalised input is kept before the gain; on a
+    # CPU in place of the input (`model/fused.py`).
+    composite = FP32 * width if rms and work.device == "mps" else 0
     return work.seq_len * (width * work.width + composite + (FP32 if rms else 2 * FP32))
 
 

@@ -260,11 +260,18 @@ class TrainingMemory:
     def _update_bytes(self) -> int:
         """What the optimizer takes while it moves. Fused ones take nothing."""
         match self.optimizer:
-            case MuonConfig():  # matrices of one shape together: updates, stacked, normalised, iterated; and products
+            case MuonConfig() if self.work.device == "cuda":
+                # Matrices of one shape together: updates, stacked, normalised, iterated; and products.
                 return max(
                     FP32 * number * (4 * rows * columns + 2 * min(rows, columns) ** 2)
                     for (rows, columns), number in self._shapes.items()
                 )
+            case MuonConfig():  # matrices of one smaller side together: updates, factors, and squares to iterate on
+                by_side = Counter[int]()
+                for (rows, columns), number in self._shapes.items():
+                    side = min(rows, columns)
+                    by_side[side] += FP32 * number * (2 * rows * columns + 5 * side**2)
+                return max(by_side.values())
             case LionConfig():
                 return self.weight_bytes
             case AdafactorConfig():  # one tensor after the other, with its rows and columns

@@ -1,14 +1,15 @@
 """Muon: momentum whose update is made orthogonal, for the matrices inside a transformer's blocks.
 
 Our own because `torch.optim.Muon` works matrix by matrix in bf16, which on a CPU without bf16 units costs almost as
-much as the model itself; here equal shapes go through one batched product, in fp32 where bf16 is not faster. The tests
-hold it against `torch.optim.Muon`.
+much as the model itself. Here matrices go through batched products together, and where bf16 is not faster in fp32, in
+which the iteration can be made on the smaller side alone: two thirds of the work or less. The tests hold it against
+`torch.optim.Muon`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,13 +21,20 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon)."""
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """Approximate orthogonal factors U V^T of matrices (N, rows, columns), by Newton–Schulz.
+def orthogonalize(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """Approximate orthogonal factors U V^T of matrices whose smaller sides are alike (CUDA: both), by Newton–Schulz.
 
-    Singular values end between about 0.7 and 1.2. CUDA works in bf16, everything else in fp32.
+    Singular values end between about 0.7 and 1.2.
     """
+    if matrices[0].is_cuda:
+        return list(_iterate(torch.stack(list(matrices)), steps).unbind())
+    return _by_gram_matrices(matrices, steps)
+
+
+def _iterate(matrices: Tensor, steps: int) -> Tensor:
+    """The iteration as it is written, in bf16: what GPUs are fast in."""
     a, b, c = NEWTON_SCHULZ
-    work = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    work = matrices.to(torch.bfloat16)
     tall = work.size(-2) > work.size(-1)
     x = work.mT if tall else work
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
@@ -34,6 +42,29 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _by_gram_matrices(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
+    """The same on small squares: each step multiplies X by a polynomial P of its Gram matrix G = X X^T, and G by P².
+
+    All are polynomials of the first G, so they commute, and X itself is touched twice. It needs fp32: G has the squares
+    of the singular values.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = [matrix.size(0) > matrix.size(1) for matrix in matrices]
+    gram = torch.stack([m.mT @ m if lies else m @ m.mT for m, lies in zip(matrices, tall, strict=True)]).float()
+    squared_norms = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1).clamp_min(1e-14).view(-1, 1, 1)
+    gram = gram / squared_norms
+    product: Tensor | None = None
+    for step in range(steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step + 1 < steps:
+            gram = polynomial @ (polynomial @ gram)
+    assert product is not None, "there is at least one step"
+    scaled = (product * squared_norms.rsqrt()).type_as(matrices[0])
+    return [m @ square if lies else square @ m for m, square, lies in zip(matrices, scaled, tall, strict=True)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -71,15 +102,15 @@ class Muon(torch.optim.Optimizer):
         """One update; parameters without a gradient are left alone."""
         assert closure is None
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+            alike: dict[int | torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for parameters in by_shape.values():
+                    alike[parameter.shape if parameter.is_cuda else min(parameter.shape)].append(parameter)
+            for parameters in alike.values():
                 self._step_alike(parameters, group)
 
     def _step_alike(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:
-        """Update parameters of one shape together."""
+        """Update parameters together that `orthogonalize` takes together."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         averages = [self._average(p) for p in parameters]
         found_inf: Tensor | None = getattr(self, "found_inf", None)
@@ -87,11 +118,9 @@ class Muon(torch.optim.Optimizer):
             replace_where(found_inf, gradients, averages)
         torch._foreach_lerp_(averages, gradients, 1.0 - group["momentum"])
         updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
-        directions = orthogonalize(torch.stack(updates), group["ns_steps"])
-        scale = group["lr"] * 0.2 * max(parameters[0].shape) ** 0.5
-        decay_and_add(
-            list(parameters), list(directions.unbind()), group["lr"] * group["weight_decay"], -scale, found_inf
-        )
+        directions = orthogonalize(list(updates), group["ns_steps"])
+        torch._foreach_mul_(directions, [0.2 * max(parameter.shape) ** 0.5 for parameter in parameters])
+        decay_and_add(list(parameters), directions, group["lr"] * group["weight_decay"], -group["lr"], found_inf)
 
     def _average(self, parameter: torch.nn.Parameter) -> Tensor:
         state = self.state[parameter]

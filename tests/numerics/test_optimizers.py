@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ from lmtrain.config.schema import (
 )
 from lmtrain.training.adafactor import Adafactor
 from lmtrain.training.lion import Lion
-from lmtrain.training.muon import Muon, orthogonalize
+from lmtrain.training.muon import NEWTON_SCHULZ, Muon, orthogonalize
 from lmtrain.training.optimizers import build_optimizers, set_lr
 
 
@@ -25,18 +27,40 @@ from lmtrain.training.optimizers import build_optimizers, set_lr
 def test_orthogonalize_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape) * torch.tensor([1e-4, 1.0, 1e3]).view(3, 1, 1)
-    values = torch.linalg.svdvals(orthogonalize(matrices, steps=5))
+    values = torch.linalg.svdvals(torch.stack(orthogonalize(matrices.unbind(), steps=5)))
     assert values.min() > 0.6
     assert values.max() < 1.25
 
 
 def test_orthogonalize_keeps_the_singular_vectors() -> None:
     torch.manual_seed(0)
-    matrix = torch.randn(1, 12, 12)
+    matrix = torch.randn(12, 12)
     u, _, vh = torch.linalg.svd(matrix)
-    inner = u.mT @ orthogonalize(matrix, steps=5) @ vh.mT
+    inner = u.mT @ orthogonalize([matrix], steps=5)[0] @ vh.mT
     off_diagonal = inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))
     assert off_diagonal.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-7])
+def test_the_iteration_on_gram_matrices_is_the_iteration(smallest: float) -> None:
+    """Also for matrices that are nearly of low rank, in double precision and by its definition."""
+    torch.manual_seed(0)
+    sizes = torch.logspace(0, math.log10(smallest), 24, dtype=torch.float64)
+    matrices = [
+        torch.linalg.qr(torch.randn(rows, 24, dtype=torch.float64)).Q
+        @ sizes.diag()
+        @ torch.linalg.qr(torch.randn(24, 24, dtype=torch.float64)).Q
+        for rows in (24, 40, 96)
+    ]
+    for wide in (False, True):
+        given = [matrix.mT.contiguous() if wide else matrix for matrix in matrices]
+        ours = orthogonalize([matrix.float() for matrix in given], steps=5)
+        for matrix, factor in zip(given, ours, strict=True):
+            x = matrix / matrix.norm()
+            for _ in range(5):
+                a, b, c = NEWTON_SCHULZ
+                x = a * x + b * (x @ x.mT @ x) + c * (x @ x.mT @ x @ x.mT @ x)
+            assert (factor - x).norm() < 1e-3 * x.norm()
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

@@ -266,11 +266,11 @@ class TrainingMemory:
                     FP32 * number * (4 * rows * columns + 2 * min(rows, columns) ** 2)
                     for (rows, columns), number in self._shapes.items()
                 )
-            case MuonConfig():  # matrices of one smaller side together: updates, factors, and squares to iterate on
+            case MuonConfig():  # those of one smaller side: updates, normalised, factors; squares to iterate on
                 by_side = Counter[int]()
                 for (rows, columns), number in self._shapes.items():
                     side = min(rows, columns)
-                    by_side[side] += FP32 * number * (2 * rows * columns + 5 * side**2)
+                    by_side[side] += FP32 * number * (3 * rows * columns + 5 * side**2)
                 return max(by_side.values())
             case LionConfig():
                 return self.weight_bytes

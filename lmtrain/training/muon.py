@@ -15,26 +15,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.distributed.sharding import is_divided
 from lmtrain.training.held_back import decay_and_add, replace_where
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon)."""
 
 
+RESTART = 2
+"""Steps on Gram matrices until they are made anew: their rounding errors grow twelvefold each."""
+
+
 def orthogonalize(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
-    """Approximate orthogonal factors U V^T of matrices whose smaller sides are alike (CUDA: both), by Newton–Schulz.
+    """Approximate orthogonal factors U V^T of matrices by Newton–Schulz; those that are `by_gram_matrix` need have
+    their smaller side in common only, others the shape.
 
     Singular values end between about 0.7 and 1.2.
     """
-    if matrices[0].is_cuda:
+    if not by_gram_matrix(matrices[0]):
         return list(_iterate(torch.stack(list(matrices)), steps).unbind())
-    return _by_gram_matrices(matrices, steps)
+    wide = [matrix.mT if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
+    norms = torch.stack([matrix.norm() for matrix in wide]).clamp_min(1e-7)
+    wide = [matrix / norm for matrix, norm in zip(wide, norms, strict=True)]
+    for done in range(0, steps, RESTART):
+        squares = _polynomials(torch.stack([x @ x.mT for x in wide]), min(RESTART, steps - done))
+        wide = [square @ x for square, x in zip(squares, wide, strict=True)]
+    return [x.mT if matrix.size(0) > matrix.size(1) else x for matrix, x in zip(matrices, wide, strict=True)]
+
+
+def by_gram_matrix(matrix: Tensor) -> bool:
+    """Whether the iteration is made on the smaller side alone: in fp32, on a CPU, where a process holds the whole."""
+    return matrix.is_cpu and matrix.dtype == torch.float32 and not is_divided(matrix)
 
 
 def _iterate(matrices: Tensor, steps: int) -> Tensor:
-    """The iteration as it is written, in bf16: what GPUs are fast in."""
+    """The iteration as it is written; in bf16 on GPUs, which are fast in it."""
     a, b, c = NEWTON_SCHULZ
-    work = matrices.to(torch.bfloat16)
+    work = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
     tall = work.size(-2) > work.size(-1)
     x = work.mT if tall else work
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
@@ -44,17 +61,12 @@ def _iterate(matrices: Tensor, steps: int) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def _by_gram_matrices(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
-    """The same on small squares: each step multiplies X by a polynomial P of its Gram matrix G = X X^T, and G by P².
+def _polynomials(gram: Tensor, steps: int) -> Tensor:
+    """What so many steps multiply X by, from its Gram matrices G = X X^T (N, side, side).
 
-    All are polynomials of the first G, so they commute, and X itself is touched twice. It needs fp32: G has the squares
-    of the singular values.
+    Each multiplies X by a polynomial P of G, and so G by P², with which it commutes.
     """
     a, b, c = NEWTON_SCHULZ
-    tall = [matrix.size(0) > matrix.size(1) for matrix in matrices]
-    gram = torch.stack([m.mT @ m if lies else m @ m.mT for m, lies in zip(matrices, tall, strict=True)]).float()
-    squared_norms = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1).clamp_min(1e-14).view(-1, 1, 1)
-    gram = gram / squared_norms
     product: Tensor | None = None
     for step in range(steps):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -62,9 +74,8 @@ def _by_gram_matrices(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
         product = polynomial if product is None else polynomial @ product
         if step + 1 < steps:
             gram = polynomial @ (polynomial @ gram)
-    assert product is not None, "there is at least one step"
-    scaled = (product * squared_norms.rsqrt()).type_as(matrices[0])
-    return [m @ square if lies else square @ m for m, square, lies in zip(matrices, scaled, tall, strict=True)]
+    assert product is not None
+    return product
 
 
 class Muon(torch.optim.Optimizer):
@@ -105,7 +116,7 @@ class Muon(torch.optim.Optimizer):
             alike: dict[int | torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike[parameter.shape if parameter.is_cuda else min(parameter.shape)].append(parameter)
+                    alike[min(parameter.shape) if by_gram_matrix(parameter) else parameter.shape].append(parameter)
             for parameters in alike.values():
                 self._step_alike(parameters, group)
 

@@ -42,20 +42,20 @@ Part = Literal[
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
-PROGRAM_BYTES = {"cpu": int(0.36 * 2**30), "cuda": int(0.8 * 2**30), "mps": int(0.8 * 2**30)}
+PROGRAM_BYTES = {"cpu": int(0.385 * 2**30), "cuda": int(0.8 * 2**30), "mps": int(0.8 * 2**30)}
 """What a process takes of the device's memory that has imported all it needs and trained nothing yet.
 
 On a GPU that is its context, the kernels, and the workspace of matrix products.
 """
 
-GAPS = {"cpu": 0.25, "cuda": 0.05, "mps": 0.05}
+GAPS = {"cpu": 0.35, "cuda": 0.05, "mps": 0.05}
 """What the allocator holds between tensors, as a share of these.
 
-On CPUs measured, as resident memory beside what tensors take. The C library keeps what is freed in pieces below 32 MiB
-for itself: the smaller the pieces that come and go, the more of it.
+On CPUs measured, as resident memory beside what tensors take: the most that was seen. The C library keeps what is freed
+in pieces below 32 MiB for itself: the smaller the pieces that come and go, the more of it.
 """
 
-GAPS_WITH_CHECKPOINTING = {**GAPS, "cpu": 0.4}
+GAPS_WITH_CHECKPOINTING = {"none": GAPS, "selective": {**GAPS, "cpu": 0.55}, "full": {**GAPS, "cpu": 0.95}}
 """... when activations come and go block by block."""
 
 MOST_SEQUENCES = 2**30
@@ -252,7 +252,7 @@ class TrainingMemory:
         }
         if division.divides_weights:
             tensors["weights in 16 bits"] = 0  # they are gathered so
-        share = (GAPS if self.work.checkpointing == "none" else GAPS_WITH_CHECKPOINTING)[device]
+        share = GAPS_WITH_CHECKPOINTING[self.work.checkpointing][device]
         gaps = int(share * sum(tensors.values()))
         return tensors | {"allocator's gaps": gaps, "program": PROGRAM_BYTES[device] + self.beside_training}
 

@@ -49,6 +49,7 @@ def build_step(
                 f"the model does not fit into the memory of device={device.type}: take a smaller one, or another device"
             ) from error
     precision = team.from_leader(precision)
+    precision.set_tf32(config.precision.tf32)
     division = _divide(config, model, precision, team)
     step = TrainingStep(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ from lmtrain.hardware import (
     require_format,
     total_memory,
 )
+from lmtrain.machine import available_cores
 from lmtrain.training.precision import Precision, bf16_speedup
 
 BATCH = Batch(torch.zeros((1, 5), dtype=torch.int64), torch.zeros((1, 5), dtype=torch.int64), num_targets=5)
@@ -163,3 +165,43 @@ def test_without_control_groups_nothing_limits(tmp_path: Path) -> None:
     assert list(memory_left_in_control_groups(tmp_path, tmp_path / "absent")) == []
     (tmp_path / "own").write_text("0::/\n")
     assert list(memory_left_in_control_groups(tmp_path, tmp_path / "own")) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "cores"),
+    [
+        (["max 100000", "150000 100000"], 2),
+        (["400000 100000", "50000 100000"], 1),
+        (["max 100000", "max 100000"], 64),
+        ([], 64),
+    ],
+)
+def test_cores_are_those_that_the_control_groups_let_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: list[str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)), raising=False)
+    own, folder = tmp_path / "own", tmp_path / "groups" / "a" / "b"
+    own.write_text("0::/a/b\n")
+    folder.mkdir(parents=True)
+    for place, limit in zip((folder, folder.parent), limits, strict=False):
+        (place / "cpu.max").write_text(limit + "\n")
+    assert available_cores(tmp_path / "groups", own) == cores
+
+
+@pytest.mark.parametrize(
+    ("format", "wanted", "expected"),
+    [
+        (torch.float32, "auto", "highest"),
+        (torch.bfloat16, "auto", "high"),
+        (torch.float32, True, "high"),
+        (torch.float16, False, "highest"),
+    ],
+)
+def test_who_asks_for_32_bits_gets_them(
+    monkeypatch: pytest.MonkeyPatch, format: torch.dtype, wanted: Any, expected: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    Precision(CUDA, format).set_tf32(wanted)
+    Precision(CPU, format).set_tf32(wanted)
+    assert told == [expected]

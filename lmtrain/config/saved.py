@@ -74,7 +74,7 @@ WATCHING = PATHS | {
 }
 """Settings that no result depends on: those, and how a run is watched."""
 
-DIVIDING = {"parallel.strategy", "parallel.reshard_after_forward", "parallel.cpu_offload"}
+DIVIDING = {"parallel.strategy", "parallel.reshard_after_forward", "parallel.cpu_offload", "precision.tf32"}
 """Settings that results depend on by rounding and by the random numbers of dropout only."""
 
 FREE_ON_RESUME = (

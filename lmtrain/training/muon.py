@@ -22,7 +22,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon)."""
 
 
-RESTART = 2
+RESTART = 3
 """Steps on Gram matrices until they are made anew: their rounding errors grow twelvefold each."""
 
 

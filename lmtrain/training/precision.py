@@ -42,6 +42,15 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.format)
 
+    def set_tf32(self, wanted: bool | Literal["auto"]) -> None:
+        """Whether what stays in fp32 on a GPU may be multiplied in TF32, for this process; `auto`: beside 16 bits only.
+
+        Who asked for fp32 gets it.
+        """
+        allowed = self.format != torch.float32 if wanted == "auto" else wanted
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if allowed else "highest")
+
     def gradient_scaler(self) -> torch.amp.GradScaler:
         """Dynamic loss scaling, active for fp16 only: its gradients would underflow."""
         return torch.amp.GradScaler(self.device.type, enabled=self.format == torch.float16)

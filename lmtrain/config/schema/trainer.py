@@ -16,6 +16,7 @@ class PrecisionConfig:
     """
 
     format: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = REQUIRED
+    tf32: bool | Literal["auto"] = "auto"  # round fp32 products on GPUs to TF32; auto: beside 16-bit formats only
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,7 @@ from lmtrain.config.schema import ExperimentConfig
 from lmtrain.data.prepare import prepare
 from lmtrain.data.prepared import PreparedData
 from lmtrain.distributed.team import Team, require_devices
-from lmtrain.hardware import choose_device, require_format, set_threads
+from lmtrain.hardware import choose_device, keep_freed_memory, require_format, set_threads
 from lmtrain.initial_weights import name_version
 from lmtrain.room import require_room
 from lmtrain.session import Session, build_session
@@ -52,6 +52,8 @@ def build(
         data = prepare(config.data, config.tokenizer, on_progress=log.info)
         if read is not None:
             read(data.texts)
+    if device.type == "cpu":
+        keep_freed_memory()
     return build_session(config, data, device, team), data
 
 

@@ -55,6 +55,7 @@ def training_memory(
             cpu_offload=parallel.cpu_offload and device.type != "cpu",
         ),
         beside_training=MLFLOW_BYTES if tracked else 0,
+        device_memory=total_memory(device),
     )
 
 

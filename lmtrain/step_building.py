@@ -12,6 +12,7 @@ from lmtrain.data.batches import Batch
 from lmtrain.distributed.strategy import DividedModel, replicate, shard, whole
 from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import HardwareError
+from lmtrain.fitting import training_memory
 from lmtrain.hardware import choose_format
 from lmtrain.model.building import Model, build_model
 from lmtrain.training.activation_checkpointing import checkpoint_activations
@@ -51,13 +52,16 @@ def build_step(
     precision = team.from_leader(precision)
     precision.set_tf32(config.precision.tf32)
     division = _divide(config, model, precision, team)
+    memory = training_memory(config, model.config, vocab_size=vocab_size, device=device)
     step = TrainingStep(
         model,
         build_optimizers(config.optimizer, model.parameters(), model.block_matrices(), config.lr),
         precision,
         grad_clip=config.trainer.grad_clip,
         micro_batch_size=None if config.trainer.micro_batch_size == "auto" else config.trainer.micro_batch_size,
-        loss=TrainingLoss(label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss),
+        loss=TrainingLoss(
+            label_smoothing=config.trainer.label_smoothing, z_loss=config.trainer.z_loss, positions=memory.positions
+        ),
         forward=division.forward,
         pass_by=division.pass_by,
         team=team,

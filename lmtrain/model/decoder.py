@@ -10,7 +10,7 @@ from lmtrain.model.attention import SelfAttention
 from lmtrain.model.cache import KeyValueCache, LayerCache
 from lmtrain.model.layers import FeedForward, build_norm
 from lmtrain.model.positions import Rotation, places_within_documents
-from lmtrain.model.transformer import Transformer, places_of
+from lmtrain.model.transformer import ReadOut, Transformer, places_of
 
 
 class Block(nn.Module):
@@ -46,15 +46,19 @@ class Decoder(Transformer):
         super().__init__(config, {"blocks": blocks}, vocab_size=vocab_size, seq_len=seq_len, dropout=dropout)
 
     def forward(
-        self, tokens_BT: Tensor, cache: KeyValueCache | None = None, documents_BT: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        cache: KeyValueCache | None = None,
+        documents_BT: Tensor | None = None,
+        read_out: ReadOut | None = None,
     ) -> Tensor:
-        """Tokens [B, T] int64, T at most seq_len, to logits [B, T, V].
+        """Tokens [B, T] int64, T at most seq_len, to logits [B, T, V], or to what `read_out` makes of the way to them.
 
         With a cache from `new_cache`, tokens_BT continues each row that it holds, and is added to it: the whole
         beginning in the first call, one token in each later one. `documents_BT` numbers the documents of each row,
         growing from left to right: each gets the logits it gets alone.
         """
-        return self._logits(self.read(tokens_BT, cache, documents_BT))
+        return self._read_out(self.read(tokens_BT, cache, documents_BT), read_out)
 
     def read(self, tokens_BT: Tensor, cache: KeyValueCache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """What `forward` computes before the last norm, [B, T, D]: all there is to do if only the cache is wanted."""

@@ -17,7 +17,7 @@ from lmtrain.model.cache import KeyValueCache, LayerCache, Memory
 from lmtrain.model.decoder import Block
 from lmtrain.model.layers import build_norm
 from lmtrain.model.positions import AddedPositions, Rotation, build_added_positions
-from lmtrain.model.transformer import Transformer, places_of
+from lmtrain.model.transformer import ReadOut, Transformer, places_of
 
 
 class DecoderBlock(Block):
@@ -74,13 +74,14 @@ class EncoderDecoder(Transformer):
         cache: KeyValueCache | None = None,
         sources_BS: Tensor | None = None,
         source_mask_BS: Tensor | None = None,
+        read_out: ReadOut | None = None,
     ) -> Tensor:
-        """Tokens [B, T] int64 of targets to logits [B, T, V]; T and S are at most seq_len.
+        """Tokens [B, T] int64 of targets to logits [B, T, V], or what `read_out` makes; T and S are at most seq_len.
 
         `sources_BS` are what the targets answer, `source_mask_BS` is True where they hold a token. With a cache that
         was made with the memory of `encode`, both are left out, and tokens_BT continues each row as in a `Decoder`.
         """
-        return self._logits(self.read(tokens_BT, cache, sources_BS, source_mask_BS))
+        return self._read_out(self.read(tokens_BT, cache, sources_BS, source_mask_BS), read_out)
 
     def read(
         self,

@@ -6,7 +6,8 @@ Not here: how blocks are stacked (`decoder.py`, `encoder_decoder.py`). The loss 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from lmtrain.model.positions import AddedPositions, build_added_positions, build
 
 Places = slice | Tensor
 """Positions of the tokens of all rows, or [B, T] of each."""
+
+ReadOut = Callable[[Tensor, Callable[[Tensor], Tensor]], Any]
+"""From what the last block gave, and the function that makes logits of it, to anything: losses without all logits."""
 
 
 class Transformer(nn.Module):
@@ -91,6 +95,10 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + (position.weight[places] if isinstance(places, slice) else position(places))
         dropped_BTD: Tensor = self.dropout(x_BTD)
         return dropped_BTD
+
+    def _read_out(self, x_BTD: Tensor, read_out: ReadOut | None) -> Tensor:
+        """The logits of what the last block gave, [B, T, V], or what `read_out` makes of it with the way to logits."""
+        return self._logits(x_BTD) if read_out is None else read_out(x_BTD, self._logits)
 
     def _logits(self, x_BTD: Tensor) -> Tensor:
         """Of what the last block gave, [B, T, V]. A soft cap is that of Gemma 2 (arXiv:2408.00118, section 2)."""

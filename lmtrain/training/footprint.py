@@ -8,6 +8,7 @@ optimizer state are in fp32.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,10 @@ class Footprint:
         return max(moment.get(part, 0) for moment in self.moments.values())
 
 
+LOGITS_SHARE = 1 / 8
+"""Of a device's memory, for logits and what the loss makes of them: more are made in chunks, and each chunk twice."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingMemory:
     """The memory of a run, for any microbatch."""
@@ -90,10 +95,25 @@ class TrainingMemory:
     optimizer: OptimizerConfig
     division: Division = ONE_PROCESS  # each part is then of one process
     beside_training: int = 0  # bytes of the device's memory that the program takes for other things
+    device_memory: float = math.inf  # bytes; a share of it is for logits
+
+    @property
+    def positions(self) -> int | None:
+        """Of how many positions the logits are in memory at a time, where those of a sequence are too many; None: all.
+
+        Those that fit into `LOGITS_SHARE` of the device's memory, on their way back.
+        """
+        of_one = self._sequence.loss_backward / self.work.seq_len
+        if math.isinf(self.device_memory):
+            return None
+        return max(1, int(LOGITS_SHARE * self.device_memory / of_one))
 
     def footprint(self, micro_batch_size: int, batch_size: int) -> Footprint:
         """Of a step over `batch_size` sequences, of which `micro_batch_size` go through the model at a time."""
         work, sequence, size = self.work, self._sequence, min(micro_batch_size, batch_size)
+        # Sequences whose logits are there at a time; of chunks, the gradients of what they are made of come together.
+        with_logits = min(size, (self.positions or math.inf) / work.seq_len)
+        chunked = with_logits < size
         accumulated = size < batch_size  # then all gradients are there from the second microbatch on
         before = self.gradient_bytes if accumulated else 0
         tables_in_16_bits = self._table // 2 if work.mixed else 0
@@ -107,19 +127,19 @@ class TrainingMemory:
                 "gradients": before,
                 "weights in 16 bits": all_in_16_bits,
                 "activations": activations,
-                "logits and loss": size * sequence.loss_forward,
+                "logits and loss": int(with_logits * sequence.loss_forward),
             },
             "gradient of the loss": {
-                "gradients": before,
+                "gradients": before + chunked * self._table,
                 "weights in 16 bits": left_in_16_bits,
-                "activations": activations,
-                "logits and loss": size * sequence.loss_backward,
+                "activations": activations + chunked * size * sequence.last_norm,
+                "logits and loss": int(with_logits * sequence.loss_backward),
             },
             "gradient of the head": {
-                "gradients": before + self._table,
+                "gradients": before + self._table * (1 + chunked),
                 "weights in 16 bits": left_in_16_bits + tables_in_16_bits,
-                "activations": activations,
-                "logits and loss": size * sequence.logits_gradient,
+                "activations": activations + chunked * size * sequence.last_norm,
+                "logits and loss": int(with_logits * sequence.logits_gradient),
             },
             "forward pass of the last block": {
                 "gradients": before,

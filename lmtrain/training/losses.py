@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from lmtrain.data.batches import IGNORED
 
@@ -36,6 +38,31 @@ class TrainingLoss:
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    positions: int | None = None  # most of those whose logits are in memory at a time; None: all
+
+    def of_hidden(
+        self, targets_BT: Tensor, x_BTD: Tensor, logits_of: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The same as of all logits together, from what they are made of, a chunk of positions after the other.
+
+        The backward pass makes the logits of a chunk again, which costs half as much again as the products with the
+        head do without.
+        """
+        assert self.positions is not None
+        sums: list[tuple[Tensor, Tensor]] = []
+        chunks = (torch.split(tensor, self.positions) for tensor in (x_BTD.flatten(0, 1), targets_BT.flatten()))
+        for x_ND, targets_N in zip(*chunks, strict=True):
+            sums.append(
+                checkpoint(
+                    lambda x_1ND, targets_1N: self(logits_of(x_1ND), targets_1N),
+                    x_ND.unsqueeze(0),
+                    targets_N.unsqueeze(0),
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # nothing is drawn
+                )
+            )
+        objectives, cross_entropies = zip(*sums, strict=True)
+        return torch.stack(objectives).sum(), torch.stack(cross_entropies).sum()
 
     def __call__(self, logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """What to minimise and, detached, the plain cross-entropy: each summed over the targets that count."""

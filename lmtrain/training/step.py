@@ -5,6 +5,7 @@ Owns how many sequences go through the model at a time, and finds that number.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -68,7 +69,10 @@ def losses_of(
     context: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """What is compiled: nothing of the optimizer, so that settings such as a learning rate are no part of the code."""
-    return loss(forward(inputs_BT, **context), targets_BT)
+    if loss.positions is None or targets_BT.numel() <= loss.positions:
+        return loss(forward(inputs_BT, **context), targets_BT)
+    reading_out: Callable[..., tuple[Tensor, Tensor]] = forward  # type: ignore[assignment]  # then not logits
+    return reading_out(inputs_BT, read_out=functools.partial(loss.of_hidden, targets_BT), **context)
 
 
 class StepObserver(Protocol):

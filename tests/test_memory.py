@@ -204,7 +204,12 @@ def test_a_run_short_of_memory_goes_on_with_less_and_so_does_its_continuation(
 
 @only_linux
 def test_a_run_of_which_not_one_sequence_fits_says_so(lmtrain: CommandLine, corpus: Path) -> None:
-    done = run_limited(lmtrain, 350, *HUNGRY, f"data.path={corpus}", "data.seq_len=4096")
+    """By formula before it starts; with force=true, by what memory says."""
+    words = (*HUNGRY, f"data.path={corpus}", "data.seq_len=4096")
+    refused = run_limited(lmtrain, 350, *words)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "to train on one sequence at a time takes at least" in refused.stderr
+    done = run_limited(lmtrain, 350, *words, "force=true")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "out of memory with one sequence at a time (DefaultCPUAllocator: can't allocate" in done.stdout
     assert done.stderr == f"lmtrain: the run ended as out_of_memory; its folder is {lmtrain.folder / 'run'}\n"

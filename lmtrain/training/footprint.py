@@ -56,7 +56,7 @@ On CPUs measured, as resident memory beside what tensors take: the most that was
 in pieces below 32 MiB for itself: the smaller the pieces that come and go, the more of it.
 """
 
-GAPS_WITH_CHECKPOINTING = {"none": GAPS, "selective": {**GAPS, "cpu": 0.55}, "full": {**GAPS, "cpu": 1.05}}
+GAPS_WITH_CHECKPOINTING = {"none": GAPS, "selective": {**GAPS, "cpu": 0.55}, "full": {**GAPS, "cpu": 1.3}}
 """... when activations come and go block by block."""
 
 MOST_SEQUENCES = 2**30

@@ -101,12 +101,12 @@ def keep_freed_memory() -> None:
     """Let the C library keep what tensors leave for those of the next step.
 
     glibc would give it back to the system, which clears the same pages again for every step: two thousand page faults
-    in that of a small model. Tensors above 32 MiB, the largest that it keeps, come and go as before. Other C libraries
-    are left as they are.
+    in that of a small model. Tensors above 8 MiB come and go one by one, or what they leave would be gaps. Other C
+    libraries are left as they are.
     """
     library = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        library.mallopt(M_MMAP_THRESHOLD, 8 * 2**20)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

@@ -53,10 +53,10 @@ GAPS = {"cpu": 0.35, "cuda": 0.05, "mps": 0.05}
 """What the allocator holds between tensors, as a share of these.
 
 On CPUs measured, as resident memory beside what tensors take: the most that was seen. The C library keeps what is freed
-in pieces below 32 MiB for itself: the smaller the pieces that come and go, the more of it.
+in pieces below 8 MiB for itself: the smaller the pieces that come and go, the more of it.
 """
 
-GAPS_WITH_CHECKPOINTING = {"none": GAPS, "selective": {**GAPS, "cpu": 0.55}, "full": {**GAPS, "cpu": 1.3}}
+GAPS_WITH_CHECKPOINTING = {"none": GAPS, "selective": {**GAPS, "cpu": 0.55}, "full": GAPS}
 """... when activations come and go block by block."""
 
 MOST_SEQUENCES = 2**30

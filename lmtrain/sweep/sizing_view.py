@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,20 +12,19 @@ from lmtrain.fitting import bytes_text
 from lmtrain.planning.duration import duration_text
 from lmtrain.planning.view import count_text, record
 from lmtrain.sweep.sizing import Shape, SweepEstimate
-from lmtrain.sweep.terminal import WIDTH_OF_A_LOG
+from lmtrain.sweep.terminal import output
 
 MAX_ROWS = 40
 
 
 def show_sweep(found: SweepEstimate) -> None:
     """Print what a sweep will take."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDTH_OF_A_LOG
+    console = output()
     for heading, text in _lines(found):
-        console.print(f"{heading:<10} {escape(text)}", soft_wrap=True)
+        console.print(f"{heading:<10} {escape(text)}", soft_wrap=True, highlight=False)
     console.print(_table(found))
-    console.print(escape(_verdict(found)), soft_wrap=True)
+    for text in (*_refusals(found), _verdict(found)):
+        console.print(escape(text), soft_wrap=True, highlight=False)
 
 
 def _lines(found: SweepEstimate) -> list[tuple[str, str]]:
@@ -67,8 +64,8 @@ def _table(found: SweepEstimate) -> Table:
     table.add_column("corner" if found.study else "shape", overflow="fold")
     numbers = ("" if found.study else "runs", "parameters", "memory", "microbatch", "a step", "a run")
     for heading in filter(None, numbers):
-        table.add_column(heading, justify="right")
-    table.add_column("")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for shape in found.shapes[:MAX_ROWS]:
         runs = [] if found.study else [f"{shape.runs:,}"]
         table.add_row(escape(" ".join(shape.words) or "all"), *runs, *_cells(shape))
@@ -80,7 +77,7 @@ def _table(found: SweepEstimate) -> Table:
 def _cells(shape: Shape) -> list[str]:
     one = shape.estimate
     if one is None:
-        return ["", "", "", "", "", f"cannot be run: {escape(shape.reason)}"]
+        return ["", "", "", "", "", "cannot be run"]
     taken, plan = one.duration, one.plan
     return [
         count_text(plan.parameters.total),
@@ -89,6 +86,13 @@ def _cells(shape: Shape) -> list[str]:
         duration_text(one.pace.batch + one.pace.update),
         "?" if taken is None else duration_text(taken.seconds),
         "" if one.fits else "does not fit",
+    ]
+
+
+def _refusals(found: SweepEstimate) -> list[str]:
+    """Why some cannot be run. Not in the table, whose cells are too narrow for reasons."""
+    return [
+        f"cannot be run: {' '.join(shape.words)}: {shape.reason}" for shape in found.shapes[:MAX_ROWS] if shape.reason
     ]
 
 

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-from lmtrain.config.schema import (
-    AdafactorConfig,
-    EncoderDecoderConfig,
-    LionConfig,
-    MuonConfig,
-    OptimizerConfig,
-    SGDConfig,
-)
+from lmtrain.config.schema import EncoderDecoderConfig, OptimizerConfig
 from lmtrain.model.sizing import ParameterCount, Shape, block_shapes, count_parameters, embedding_shapes, num_weights
 from lmtrain.training.activations import FP32, SequenceMemory, Workload, sequence_memory, shared_mask
 from lmtrain.training.division import ONE_PROCESS, Division, Sizes, exchanged, passing, standing
+from lmtrain.training.optimizer_memory import state_bytes, update_bytes
 
 Part = Literal[
     "weights",
@@ -190,18 +183,7 @@ class TrainingMemory:
     @cached_property
     def state_bytes(self) -> int:
         """What the optimizer keeps from step to step."""
-        count, matrices = self.parameters, num_weights(self._shapes.elements())
-        match self.optimizer:
-            case MuonConfig():
-                return FP32 * (2 * count.total - matrices)
-            case LionConfig():
-                return FP32 * count.total
-            case SGDConfig():
-                return FP32 * count.total if self.optimizer.momentum else 0
-            case AdafactorConfig():
-                rows_and_columns = sum(map(sum, (*self._shapes.elements(), *self._tables)))
-                return FP32 * (rows_and_columns + count.bias + count.norm)
-        return 2 * FP32 * count.total
+        return state_bytes(self.optimizer, self.parameters, self._in_blocks, self._tables)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -278,34 +260,20 @@ class TrainingMemory:
 
     @cached_property
     def _update_bytes(self) -> int:
-        """What the optimizer takes while it moves. Fused ones take nothing."""
-        match self.optimizer:
-            case MuonConfig() if self.work.device == "cuda":
-                # Matrices of one shape together: updates, stacked, normalised, iterated; and products.
-                return max(
-                    FP32 * number * (4 * rows * columns + 2 * min(rows, columns) ** 2)
-                    for (rows, columns), number in self._shapes.items()
-                )
-            case MuonConfig():  # those of one smaller side: updates, normalised, factors; squares to iterate on
-                by_side = Counter[int]()
-                for (rows, columns), number in self._shapes.items():
-                    side = min(rows, columns)
-                    by_side[side] += FP32 * number * (3 * rows * columns + 5 * side**2)
-                return max(by_side.values())
-            case LionConfig():
-                return self.weight_bytes
-            case AdafactorConfig():  # one tensor after the other, with its rows and columns
-                return FP32 * max(rows * columns + rows + columns for rows, columns in (*self._shapes, *self._tables))
-        return 0
+        """What the optimizer takes while it moves."""
+        by_gram_matrix = self.work.device == "cpu" and not self.division.divides_weights
+        return update_bytes(
+            self.optimizer, self.parameters, self._in_blocks, self._tables, by_gram_matrix=by_gram_matrix
+        )
 
     @cached_property
     def _sequence(self) -> SequenceMemory:
         return sequence_memory(self.work)
 
     @cached_property
-    def _shapes(self) -> Counter[Shape]:
-        """The matrices of all blocks."""
-        return Counter(shape for block in block_shapes(self.work.model) for shape in block.matrices)
+    def _in_blocks(self) -> list[Shape]:
+        """The matrices of all blocks, in their order."""
+        return [shape for block in block_shapes(self.work.model) for shape in block.matrices]
 
     @property
     def _tables(self) -> list[Shape]:
@@ -331,7 +299,7 @@ class TrainingMemory:
     @cached_property
     def _sizes(self) -> Sizes:
         blocks = [num_weights(block.matrices) for block in block_shapes(self.work.model)]
-        matrices = [rows * columns for rows, columns in (*self._shapes, *self._tables)]
+        matrices = [rows * columns for rows, columns in (*self._in_blocks, *self._tables)]
         return Sizes(
             total=self.parameters.total,
             largest_block=max(blocks),

@@ -1,14 +1,13 @@
 """Muon: momentum whose update is made orthogonal, for the matrices inside a transformer's blocks.
 
 Our own because `torch.optim.Muon` works matrix by matrix in bf16, which on a CPU without bf16 units costs almost as
-much as the model itself. Here matrices go through batched products together, and where bf16 is not faster in fp32, in
-which the iteration can be made on the smaller side alone: two thirds of the work or less. The tests hold it against
-`torch.optim.Muon`.
+much as the model itself. Here matrices go through batched products together (how many, says `optimizer_memory.py`),
+and where bf16 is not faster in fp32, in which the iteration can be made on the smaller side alone: two thirds of the
+work or less. The tests hold it against `torch.optim.Muon`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from lmtrain.distributed.sharding import is_divided
 from lmtrain.training.held_back import decay_and_add, replace_where
+from lmtrain.training.optimizer_memory import in_stacks
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon)."""
@@ -46,6 +46,11 @@ def orthogonalize(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
 def by_gram_matrix(matrix: Tensor) -> bool:
     """Whether the iteration is made on the smaller side alone: in fp32, on a CPU, where a process holds the whole."""
     return matrix.is_cpu and matrix.dtype == torch.float32 and not is_divided(matrix)
+
+
+def _kind(parameter: Tensor) -> int | torch.Size:
+    """What matrices must have in common to be taken together: the smaller side, or the shape."""
+    return min(parameter.shape) if by_gram_matrix(parameter) else parameter.shape
 
 
 def _iterate(matrices: Tensor, steps: int) -> Tensor:
@@ -113,11 +118,8 @@ class Muon(torch.optim.Optimizer):
         """One update; parameters without a gradient are left alone."""
         assert closure is None
         for group in self.param_groups:
-            alike: dict[int | torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike[min(parameter.shape) if by_gram_matrix(parameter) else parameter.shape].append(parameter)
-            for parameters in alike.values():
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameters in in_stacks(moving, _kind, lambda parameter: parameter.nbytes):
                 self._step_alike(parameters, group)
 
     def _step_alike(self, parameters: list[torch.nn.Parameter], group: dict[str, Any]) -> None:

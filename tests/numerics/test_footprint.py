@@ -19,6 +19,7 @@ from lmtrain.config.schema import (
 )
 from lmtrain.hardware import FORMATS
 from lmtrain.model.building import build_model
+from lmtrain.training import optimizer_memory
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 from lmtrain.training.activations import Workload
 from lmtrain.training.footprint import GAPS, PROGRAM_BYTES, Footprint, TrainingMemory
@@ -168,11 +169,13 @@ def memory_of(
     return TrainingMemory(work=work, optimizer=optimizer)
 
 
+@pytest.mark.parametrize("bound", [optimizer_memory.MAX_STACK_BYTES, 100_000, 0])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("config", SCHEMAS["optimizer"].values())
 def test_optimizer_state_and_its_working_memory_are_those_of_the_optimizer(
-    config: type[OptimizerConfig], tied: bool
+    config: type[OptimizerConfig], tied: bool, bound: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(optimizer_memory, "MAX_STACK_BYTES", bound)
     shape = DecoderConfig(
         d_model=64, num_layers=2, num_heads=4, bias=True, norm="layernorm", position="learned", tie_embeddings=tied
     )

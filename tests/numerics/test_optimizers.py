@@ -17,8 +17,10 @@ from lmtrain.config.schema import (
     OptimizerConfig,
     SGDConfig,
 )
+from lmtrain.training import optimizer_memory
 from lmtrain.training.adafactor import Adafactor
 from lmtrain.training.lion import Lion
+from lmtrain.training.memory import PeakMemory
 from lmtrain.training.muon import NEWTON_SCHULZ, Muon, orthogonalize
 from lmtrain.training.optimizers import build_optimizers, set_lr
 
@@ -104,6 +106,47 @@ def test_muon_is_deterministic_and_skips_parameters_without_gradient() -> None:
     torch.manual_seed(1)
     untouched = [torch.randn(8, 4) for _ in range(3)][2]
     assert torch.equal(first[2], untouched)
+
+
+@pytest.mark.parametrize("in_fp32", [True, False])
+def test_muon_moves_alike_however_few_matrices_it_takes_at_a_time(
+    in_fp32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both of its iterations: on Gram matrices, and, of other formats, as it is written."""
+
+    def train() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        shapes = [(24, 8), (8, 24), (8, 8), (24, 8), (16, 16), (24, 8)]
+        format = torch.float32 if in_fp32 else torch.bfloat16
+        parameters = [nn.Parameter(torch.randn(shape, dtype=format)) for shape in shapes]
+        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    together = train()
+    monkeypatch.setattr(optimizer_memory, "MAX_STACK_BYTES", 2 * 24 * 8 * 4)
+    by_twos = train()
+    monkeypatch.setattr(optimizer_memory, "MAX_STACK_BYTES", 0)
+    torch.testing.assert_close([by_twos, train()], [together, together])
+
+
+def test_muon_takes_no_more_memory_for_more_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer_memory, "MAX_STACK_BYTES", 2 * 64 * 48 * 4)
+    peaks = []
+    for number in (2, 9):
+        parameters = [nn.Parameter(torch.randn(64, 48)) for _ in range(number)]
+        optimizer = Muon(parameters, lr=0.1, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5)
+        for _ in range(2):  # the first makes what it keeps
+            for parameter in parameters:
+                parameter.grad = torch.randn_like(parameter)
+            known = [tensor for p in parameters for tensor in (p, p.grad, *optimizer.state[p].values())]
+            with PeakMemory(tensor for tensor in known if tensor is not None) as memory:
+                optimizer.step()
+        peaks.append(memory.peak)
+    assert peaks[1] <= 1.01 * peaks[0]
 
 
 @pytest.mark.parametrize("config", [AdamWConfig, SGDConfig, LionConfig, AdafactorConfig])

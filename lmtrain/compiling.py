@@ -112,6 +112,7 @@ def _shape(config: ExperimentConfig, step: TrainingStep, part: Batch) -> dict[st
         "parameters": [list(parameter.shape) for parameter in step.parameters],
         "inputs": [list(tensor.shape) for tensor in (part.inputs, *part.context.values())],
         "dropout": config.dropout > 0,
+        "pad_vocab": step.model.pad_vocab,
         "format": step.precision.name,
         "loss": [config.trainer.label_smoothing, config.trainer.z_loss],
         "checkpointing": config.trainer.activation_checkpointing,

@@ -9,7 +9,7 @@ import torch
 from lmtrain.config.presets import sized_presets
 from lmtrain.config.schema import AutoModelConfig, ExperimentConfig, TransformerConfig
 from lmtrain.errors import HardwareError
-from lmtrain.hardware import choose_format, total_memory
+from lmtrain.hardware import choose_format, pads_vocab, total_memory
 from lmtrain.training.activations import Workload
 from lmtrain.training.division import Division
 from lmtrain.training.footprint import PROGRAM_BYTES, TrainingMemory
@@ -41,6 +41,7 @@ def training_memory(
         dropout=config.dropout,
         checkpointing=config.trainer.activation_checkpointing,
         separate_documents=config.data.batches == "packed_documents",
+        pad_vocab=pads_vocab(config.trainer.pad_vocab, device, format),
         plain_loss=config.trainer.label_smoothing == 0 and config.trainer.z_loss == 0,
     )
     tracked = device.type == "cpu" and config.tracking.mlflow

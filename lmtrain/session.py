@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 class Session:
     """The parts of a run, ready to train."""
 
-    config: ExperimentConfig  # with the device, the model and the number format that `auto` stood for
+    config: ExperimentConfig  # with the device, the model, the number format and the rest that `auto` stood for
     model: Model
     forward: Callable[..., Tensor]  # the model as it is called: divided among processes, if it is
     team: Team
@@ -251,6 +251,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
             config,
             device=device.type,  # type: ignore[arg-type]  # one of those there are to choose from
             precision=replace(config.precision, format=step.precision.name),
+            trainer=replace(config.trainer, pad_vocab=model.pad_vocab),
         ),
         model=model,
         forward=step.forward,

@@ -13,7 +13,7 @@ from lmtrain.distributed.strategy import DividedModel, replicate, shard, whole
 from lmtrain.distributed.team import ALONE, Team
 from lmtrain.errors import HardwareError
 from lmtrain.fitting import training_memory
-from lmtrain.hardware import choose_format
+from lmtrain.hardware import choose_format, pads_vocab
 from lmtrain.model.building import Model, build_model
 from lmtrain.training.activation_checkpointing import checkpoint_activations
 from lmtrain.training.fp8 import train_in_fp8
@@ -51,6 +51,7 @@ def build_step(
             ) from error
     precision = team.from_leader(precision)
     precision.set_tf32(config.precision.tf32)
+    model.pad_vocab = pads_vocab(config.trainer.pad_vocab, device, precision.format)
     division = _divide(config, model, precision, team)
     memory = training_memory(config, model.config, vocab_size=vocab_size, device=device)
     step = TrainingStep(

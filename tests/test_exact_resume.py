@@ -52,6 +52,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("model=seq2seq_nano", "model.num_encoder_layers=1", "model.num_decoder_layers=1", "data=pairs"),
         *("data.source=question", "data.target=answer", "data.seq_len=24", "trainer.micro_batch_size=3"),
     ),
+    "a padded vocabulary": ("trainer.pad_vocab=true",),
     "losses": ("trainer.label_smoothing=0.1", "trainer.z_loss=1e-3", "model.position=learned"),
 }
 

@@ -225,6 +225,7 @@ def test_what_auto_stood_for_is_kept(lmtrain: CommandLine, corpus: Path) -> None
     config = (folder / "config.yaml").read_text()
     assert re.search(r"^  format: (fp32|bf16)$", config, re.MULTILINE)
     assert re.search(r"^device: (cpu|cuda|mps)$", config, re.MULTILINE)
+    assert re.search(r"^  pad_vocab: (true|false)$", config, re.MULTILINE)
 
     # As if this machine had found bf16 faster; and with a checkpoint of before microbatches were noted.
     (folder / "config.yaml").write_text(re.sub(r"(?m)^  format: .*$", "  format: bf16", config))

@@ -14,6 +14,9 @@ from lmtrain.config.schema import DecoderConfig, EncoderDecoderConfig, Transform
 Shape = tuple[int, int]
 """Of a matrix, outputs × inputs."""
 
+VOCAB_MULTIPLE = 64
+"""A padded vocabulary is one: 128 bytes of numbers in 16 bits, which tensor cores and their memory are made for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:

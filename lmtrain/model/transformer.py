@@ -6,6 +6,7 @@ Not here: how blocks are stacked (`decoder.py`, `encoder_decoder.py`). The loss 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmtrain.config.schema import TransformerConfig
 from lmtrain.model.cache import KeyValueCache, Memory
 from lmtrain.model.layers import Embedding, Linear, build_norm
 from lmtrain.model.positions import AddedPositions, build_added_positions, build_rotary
+from lmtrain.model.sizing import VOCAB_MULTIPLE
 
 Places = slice | Tensor
 """Positions of the tokens of all rows, or [B, T] of each."""
@@ -33,6 +35,7 @@ class Transformer(nn.Module):
     """
 
     blocks: nn.ModuleList  # of the decoder
+    pad_vocab = False  # whether logits are computed for a multiple of VOCAB_MULTIPLE tokens, and those too many cut off
 
     def __init__(
         self,
@@ -98,12 +101,24 @@ class Transformer(nn.Module):
 
     def _read_out(self, x_BTD: Tensor, read_out: ReadOut | None) -> Tensor:
         """The logits of what the last block gave, [B, T, V], or what `read_out` makes of it with the way to logits."""
-        return self._logits(x_BTD) if read_out is None else read_out(x_BTD, self._logits)
+        logits_of = functools.partial(self._logits, self._output_matrix())
+        return logits_of(x_BTD) if read_out is None else read_out(x_BTD, logits_of)
 
-    def _logits(self, x_BTD: Tensor) -> Tensor:
-        """Of what the last block gave, [B, T, V]. A soft cap is that of Gemma 2 (arXiv:2408.00118, section 2)."""
+    def _output_matrix(self) -> Tensor:
+        """[V, D]; with `pad_vocab` rows of zeros at its end make it a multiple, in the product's number format."""
         head_VD = self.embedding.weight if self.head is None else self.head.weight
+        missing = -self.vocab_size % VOCAB_MULTIPLE
+        if not self.pad_vocab or not missing:
+            return head_VD
+        if torch.is_autocast_enabled(head_VD.device.type):
+            head_VD = head_VD.to(torch.get_autocast_dtype(head_VD.device.type))
+        return F.pad(head_VD, (0, 0, 0, missing))
+
+    def _logits(self, head_VD: Tensor, x_BTD: Tensor) -> Tensor:
+        """Of what the last block gave, [B, T, V]. A soft cap is that of Gemma 2 (arXiv:2408.00118, section 2)."""
         logits_BTV = F.linear(self.norm(x_BTD), head_VD)
+        if head_VD.size(0) > self.vocab_size:
+            logits_BTV = logits_BTV[..., : self.vocab_size]
         if (softcap := self.config.logit_softcap) is not None:
             logits_BTV = softcap * torch.tanh(logits_BTV / softcap)
         return logits_BTV

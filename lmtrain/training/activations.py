@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmtrain.config.schema import DecoderConfig, EncoderDecoderConfig, TransformerConfig
+from lmtrain.model.sizing import VOCAB_MULTIPLE
 
 FP32 = 4
 """Bytes of a number in fp32."""
@@ -32,6 +33,7 @@ class Workload:
     checkpointing: Literal["none", "selective", "full"] = "none"
     separate_documents: bool = False  # tokens of a row see those of their own document only
     plain_loss: bool = True  # neither label smoothing nor a z-loss
+    pad_vocab: bool = False  # logits are computed for a multiple of VOCAB_MULTIPLE tokens
 
     @property
     def mixed(self) -> bool:
@@ -42,6 +44,11 @@ class Workload:
     def width(self) -> int:
         """Bytes of a number that a matrix product gives."""
         return 2 if self.mixed else FP32
+
+    @property
+    def output_rows(self) -> int:
+        """Tokens that logits are computed for."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE if self.pad_vocab else self.vocab_size
 
     @property
     def keeps_probabilities(self) -> bool:
@@ -117,16 +124,17 @@ def sequence_memory(work: Workload) -> SequenceMemory:
             stacks, blocks = 2, [plain] * model.num_encoder_layers + [crossing] * model.num_decoder_layers
         case _:
             raise TypeError(f"nothing is known of {type(model).__name__}")
-    logits = work.seq_len * work.vocab_size
+    logits, product = work.seq_len * work.vocab_size, work.seq_len * work.output_rows
     capped = logits * work.width if model.logit_softcap is not None else 0
-    in_16_bits = logits * work.width if work.mixed else 0
+    # In 16 bits, or more than are asked for, it is there beside the copy of it in fp32.
+    copied = product * work.width if work.mixed or (work.output_rows > work.vocab_size and not capped) else 0
     return SequenceMemory(
         blocks=tuple(blocks),
         embedded=stacks * _dropped(work, FP32) + _mask(work),
         last_norm=_residual(work) + _norm(work),
-        loss_forward=capped + in_16_bits + logits * FP32 * (2 if work.plain_loss else 1),
+        loss_forward=capped + copied + logits * FP32 * (2 if work.plain_loss else 1),
         loss_backward=capped + logits * FP32 * (3 if work.plain_loss else 5),
-        logits_gradient=capped + logits * work.width,
+        logits_gradient=capped + product * work.width,
     )
 
 

@@ -120,19 +120,19 @@ class TrainingMemory:
                 "gradients": before,
                 "weights in 16 bits": all_in_16_bits,
                 "activations": activations,
-                "logits and loss": int(with_logits * sequence.loss_forward),
+                "logits and loss": self._padded_head + int(with_logits * sequence.loss_forward),
             },
             "gradient of the loss": {
                 "gradients": before + chunked * self._table,
                 "weights in 16 bits": left_in_16_bits,
                 "activations": activations + chunked * size * sequence.last_norm,
-                "logits and loss": int(with_logits * sequence.loss_backward),
+                "logits and loss": self._padded_head + int(with_logits * sequence.loss_backward),
             },
             "gradient of the head": {
                 "gradients": before + self._table * (1 + chunked),
                 "weights in 16 bits": left_in_16_bits + tables_in_16_bits,
                 "activations": activations + chunked * size * sequence.last_norm,
-                "logits and loss": int(with_logits * sequence.logits_gradient),
+                "logits and loss": self._padded_head + int(with_logits * sequence.logits_gradient),
             },
             "forward pass of the last block": {
                 "gradients": before,
@@ -307,6 +307,12 @@ class TrainingMemory:
             largest_matrix=max(matrices),
             width=self.work.width,
         )
+
+    @property
+    def _padded_head(self) -> int:
+        """The copy of the output matrix that is padded; in 16 bits there is one anyway."""
+        padded = self.work.output_rows > self.work.vocab_size and not self.work.mixed
+        return FP32 * self.work.output_rows * self.work.model.d_model * padded
 
     @property
     def _table(self) -> int:

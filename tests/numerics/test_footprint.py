@@ -35,6 +35,7 @@ def measured_peak(work: Workload, size: int, *, accumulated: bool) -> int:
     """Bytes that forward and backward of `size` sequences take at the most, gradients included."""
     torch.manual_seed(0)
     model = build_model(work.model, vocab_size=work.vocab_size, seq_len=work.seq_len, dropout=work.dropout)
+    model.pad_vocab = work.pad_vocab
     checkpoint_activations(model.all_blocks(), work.checkpointing)
     tokens = torch.zeros(size, work.seq_len, dtype=torch.int64)
     context = {}
@@ -143,6 +144,7 @@ def any_workload(seed: int) -> Workload:
         checkpointing=draw.choice(["none", "selective", "full"]),
         separate_documents=not pairs and draw.random() < 0.3,
         plain_loss=draw.random() < 0.7,
+        pad_vocab=draw.random() < 0.5,
     )
 
 

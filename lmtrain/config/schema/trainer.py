@@ -46,6 +46,7 @@ class TrainerConfig:
     min_delta: float = 0.0  # a smaller gain does not count as improvement
     on_nonfinite: Literal["skip", "stop"] = "skip"  # a loss or gradient that is not finite
     compile: bool | Literal["auto"] = "auto"  # torch.compile the step; auto: where it pays within this run
+    pad_vocab: bool | Literal["auto"] = "auto"  # logits at a multiple of 64 tokens, then cut; auto: 16 bits on GPUs
     diagnostics: bool = False  # record norms, update ratios and distributions of the weights, layer by layer
     diagnostics_every: int = 100  # ... so often in steps, and at the first and the last step
     profile: bool = False  # trace a few steps after warm-up, and tabulate their costliest operators

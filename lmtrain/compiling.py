@@ -97,14 +97,14 @@ def _choose(
             passes=total_steps * math.ceil(config.batch_size / size),
             num_blocks=sum(1 for _ in step.model.all_blocks()),  # type: ignore[operator, misc]
             device=device,
-            records=CompileRecords(cache_folder(config.data), _shape(config, step, part)),
+            records=CompileRecords(cache_folder(config.data), shape_of(config, step, part)),
         )
     except torch.OutOfMemoryError:  # the run will tell
         return CompileChoice(compile=False, reason="no: there is not memory enough to try")
 
 
-def _shape(config: ExperimentConfig, step: TrainingStep, part: Batch) -> dict[str, object]:
-    """All that compiled code and its speed depend on."""
+def shape_of(config: ExperimentConfig, step: TrainingStep, part: Batch) -> dict[str, object]:
+    """All that the speed of a pass depends on, and compiled code, on this machine."""
     device = step.precision.device
     on_gpu = device.type == "cuda"
     return {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -13,6 +16,8 @@ import torch
 
 from lmtrain.errors import HardwareError
 from lmtrain.machine import available_cores
+
+log = logging.getLogger(__name__)
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 """The number format of activations; fp8 is one of matrix products alone."""
@@ -100,11 +105,49 @@ def has_bf16_instructions() -> bool:
     return any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
 
 
-def set_threads(wanted: int | None, *, processes: int = 1) -> int:
-    """Set the CPU threads of this process to `wanted`, or to its share of the cores, and return them."""
-    threads = wanted or max(1, available_cores() // processes)
+def set_threads(wanted: int | Literal["auto"] | None, *, processes: int = 1) -> int:
+    """Set the CPU threads of this process to `wanted`, or to its share of the cores, and return them.
+
+    `auto` asks the environment before; what a run makes of it beyond that is in `threads.py`.
+    """
+    cores = available_cores()
+    asked = threads_of_environment() if wanted == "auto" and processes == 1 else None
+    threads = wanted if isinstance(wanted, int) else asked or max(1, cores // processes)
+    if isinstance(wanted, int) and wanted > cores:
+        log.warning("parallel.num_threads=%d on %d cores: threads will wait for each other", wanted, cores)
     torch.set_num_threads(threads)
     return threads
+
+
+class CoresLeft:
+    """What of the cores was there for this process while entered, as other programs left it."""
+
+    def __enter__(self) -> CoresLeft:
+        self._began, self._idle, self._own = time.perf_counter(), _idle_seconds(), time.process_time()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self._there = time.process_time() - self._own + _idle_seconds() - self._idle
+
+    def share(self, cores: int) -> float:
+        """Of so many cores, used or idle, between 0 and 1."""
+        return min(1.0, self._there / (cores * self.seconds))
+
+
+def _idle_seconds() -> float:
+    """Of the cores this process may run on, since the machine started."""
+    import psutil
+
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    times = dict(enumerate(psutil.cpu_times(percpu=True)))
+    return sum(times[core].idle for core in (affinity(0) if affinity else times) if core in times)
+
+
+def threads_of_environment() -> int | None:
+    """What OMP_NUM_THREADS asks for, as users and batch systems set it; None: nothing."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # one number for each level of nesting
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else None
 
 
 def keep_freed_memory() -> None:

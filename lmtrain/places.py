@@ -45,8 +45,11 @@ class Places:
         return f"{self.number} workers share {len(self.gpus)} GPU{'s' * (len(self.gpus) > 1)}, dealt in turn"
 
     def seat(self, config: ExperimentConfig) -> ExperimentConfig:
-        """The settings of a run here: its share of the cores, if it asks for no number of threads."""
-        if config.parallel.num_threads is not None:
+        """The settings of a run here: its share of the cores, if it asks for no number of threads.
+
+        One alone shares with nobody: what `auto` comes to is then its own to find.
+        """
+        if config.parallel.asked_threads is not None or (self.number == 1 and config.parallel.num_threads == "auto"):
             return config
         return replace(config, parallel=replace(config.parallel, num_threads=self.threads))
 

@@ -29,6 +29,7 @@ from lmtrain.model.building import Model
 from lmtrain.model.sizing import flops_per_token
 from lmtrain.run_dir import RunDir
 from lmtrain.step_building import build_step
+from lmtrain.threads import settle_threads
 from lmtrain.training.checkpoint import (
     Checkpoint,
     CheckpointFolder,
@@ -266,5 +267,6 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         total_steps=total_steps,
         model_choice=model_choice,
     )
-    settled = settle_compile(session.config, step, batches.largest, total_steps, session.find_micro_batch_size)
-    return replace(session, config=settled)
+    run = step, batches.largest, total_steps, session.find_micro_batch_size
+    config = settle_threads(session.config, *run)
+    return replace(session, config=settle_compile(config, *run))  # second: it counts there how fast steps are

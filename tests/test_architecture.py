@@ -23,7 +23,7 @@ LAYERS = [
     ("reading",),
     ("store",),
     ("initial_weights", "fitting", "compiling"),
-    ("feeding", "room", "step_building"),
+    ("feeding", "room", "step_building", "threads"),
     ("session", "inference"),
     ("run_description", "shared_run"),
     ("run", "planning", "taking_part"),

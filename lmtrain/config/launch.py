@@ -60,8 +60,8 @@ def count_workers(config: DictConfig, wanted: int | None, run: ExperimentConfig 
         return Workers(min(count_gpus(), at_once), share_machine=True)
     if run is None or config.hydra.launcher.n_jobs != ALL_CORES or _says_how_many(config):
         return Workers(at_once, share_machine=True)
-    if run.parallel.num_threads is not None:
-        return Workers(min(at_once, max(1, available_cores() // run.parallel.num_threads)), share_machine=True)
+    if (threads := run.parallel.asked_threads) is not None:
+        return Workers(min(at_once, max(1, available_cores() // threads)), share_machine=True)
     return Workers(at_once, share_machine=True, undecided=at_once > 1 and run.device in ("auto", "cpu"))
 
 

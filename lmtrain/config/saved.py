@@ -103,7 +103,7 @@ def with_choices_of(saved_text: str, config: ExperimentConfig) -> ExperimentConf
         trainer = dataclasses.replace(trainer, compile=saved["trainer"]["compile"])
     if trainer.pad_vocab == "auto":  # absent from the first configs of this format
         trainer = dataclasses.replace(trainer, pad_vocab=saved["trainer"].get("pad_vocab", False))
-    if parallel.num_threads is None:  # another number adds up in another order
+    if parallel.asked_threads is None:  # another number adds up in another order
         parallel = dataclasses.replace(parallel, num_threads=saved["parallel"]["num_threads"])
     device = saved["device"] if config.device == "auto" else config.device
     init_from, begun_from = config.init_from, saved.get("init_from")

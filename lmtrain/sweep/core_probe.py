@@ -97,7 +97,8 @@ def train_on_demand() -> None:
     from lmtrain.session import build_session
 
     plain = dataclasses.replace(config.trainer, compile=False, diagnostics=False)
-    config = dataclasses.replace(config, trainer=plain, init_from=None, device="cpu")
+    told = dataclasses.replace(config.parallel, num_threads=None)
+    config = dataclasses.replace(config, trainer=plain, parallel=told, init_from=None, device="cpu")
     session = build_session(config, prepare(config.data, config.tokenizer), torch.device("cpu"))
     batch = session.batches.largest
     session.step(batch, config.lr)

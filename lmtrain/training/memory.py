@@ -76,6 +76,27 @@ def optimizer_state_filled(optimizers: Sequence[torch.optim.Optimizer]) -> Itera
             optimizer.zero_grad(set_to_none=True)
 
 
+@contextmanager
+def leaving_no_trace(
+    parameters: Iterable[Tensor], optimizers: Sequence[torch.optim.Optimizer], device: torch.device
+) -> Iterator[None]:
+    """Whatever steps are made while entered, by optimizers that have not moved yet: nothing of them stays.
+
+    Weights, states and learning rates of optimizers, and random numbers are afterwards what they were, to the bit.
+    Takes the memory of a copy of the weights.
+    """
+    rewind = remember_random_state(device)
+    copies = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    try:
+        with optimizer_state_filled(optimizers):
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, copy in copies:
+                parameter.copy_(copy)
+        rewind()
+
+
 class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors made while entered: `peak`, the most that were alive at one time.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -155,6 +155,16 @@ class TrainingStep:
     def run_eagerly(self) -> None:
         """Undo `compile`."""
         self._losses, self._repeatable = losses_of, nullcontext
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Run eagerly while entered."""
+        before = self._losses, self._repeatable
+        self.run_eagerly()
+        try:
+            yield
+        finally:
+            self._losses, self._repeatable = before
 
     def dry_pass(self, batch: Batch) -> None:
         """Forward and backward pass of the first microbatch, which leave no trace; waits for the device."""

@@ -101,14 +101,21 @@ class ParallelConfig:
     """
 
     strategy: Literal["single", "ddp", "fsdp"] = "single"  # one process; the model in each; a part of it in each
-    num_threads: int | None = None  # CPU threads of each process; None: all cores, divided by the processes
+    # CPU threads of each process. None: all cores, divided by the processes. auto: that, or what OMP_NUM_THREADS says,
+    # or fewer where steps of a single run are clearly faster with fewer
+    num_threads: int | Literal["auto"] | None = "auto"
     reshard_after_forward: bool = True  # fsdp: drop a block's gathered weights until its backward pass
     cpu_offload: bool = False  # fsdp on GPUs: parts of weights, gradients and optimizer state lie in main memory
 
     def __post_init__(self) -> None:
-        require_positive("parallel.", num_threads=self.num_threads)
+        require_positive("parallel.", num_threads=self.asked_threads)
         for name, default in (("reshard_after_forward", True), ("cpu_offload", False)):
             require(
                 self.strategy == "fsdp" or getattr(self, name) == default,
                 f"parallel.{name} is for parallel=fsdp, this run has parallel.strategy={self.strategy}",
             )
+
+    @property
+    def asked_threads(self) -> int | None:
+        """The number that was asked for; None: none was."""
+        return self.num_threads if isinstance(self.num_threads, int) else None

@@ -274,6 +274,8 @@ REFUSED = {
     "no such option to choose none of": ("experiment=null", "override must be a string"),
     "broken config file": ("--config-dir groups model=broken", "broken.yaml, line "),
     "wrong type": ("lr=fast", "lr: Value 'fast'"),
+    "neither true, false nor a word": ("trainer.compile=yes", "trainer.compile must be true, false or auto, got 'yes'"),
+    "neither a number nor a word": ("trainer.micro_batch_size=1.5", "must be a whole number or auto, got '1.5'"),
     "heads do not divide": (f"{GOOD} model.num_heads=3", "model.d_model (16) must be divisible by model.num_heads (3)"),
     "kv heads do not divide": (f"{GOOD} model.num_heads=4 model.num_kv_heads=3", "by model.num_kv_heads (3)"),
     "negative size": (f"{GOOD} model.num_layers=-1", "model.num_layers must be positive, got -1"),

@@ -171,6 +171,9 @@ def test_several_devices_share_a_batch_and_its_weights(capsys: pytest.CaptureFix
         command.main(["--devices", "2"])
     with pytest.raises(ConfigError, match="--devices must be at least 1"):
         command.main(["--devices", "0"])
+    for watts in ("-3", "0", "nan", "inf"):
+        with pytest.raises(ConfigError, match=f"--watts must be positive, got {watts}"):
+            command.main(["--watts", watts])
 
 
 def test_time_and_energy_follow_from_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:

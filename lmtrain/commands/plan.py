@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 
 from lmtrain.commands import CommandParser
 from lmtrain.config.compose import compose_config
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.devices is not None and options.devices < 1:
         raise ConfigError(f"--devices must be at least 1, got {options.devices}")
+    if options.watts is not None and not 0 < options.watts < math.inf:
+        raise ConfigError(f"--watts must be positive, got {options.watts:g}")
     if options.multirun or is_multirun(options.words):
         if options.devices is not None:
             raise ConfigError("--devices is of one run: the runs of a sweep have a device each")

@@ -27,6 +27,12 @@ REQUEST_ERRORS = (*COMPOSITION_ERRORS, MarkedYAMLError, OSError, ValueError)
 """... and what else comes of a request: unreadable files, flags that exclude each other."""
 
 
+UNION = re.compile(r"Value ('.*') of .*incompatible with type hint '.*Union\[(bool|int), Literal\[(\w+)\]\]")
+"""What OmegaConf says of a value that is of none of two types: in words of Python, which a user did not write."""
+
+OF_UNION = {"bool": "true, false", "int": "a whole number"}
+
+
 class PastHydra(BaseException):
     """Carries an error out of what Hydra calls without Hydra announcing it in its own words."""
 
@@ -70,6 +76,8 @@ def _explain_one(error: BaseException) -> str | None:
             return _unknown_key(str(error.full_key), error.parent_node)
         case MissingMandatoryValue():
             return f"{error.full_key} must be set: add {error.full_key}=VALUE"
+        case ValidationError() if error.full_key and (found := UNION.search(str(error))):
+            return f"{error.full_key} must be {OF_UNION[found[2]]} or {found[3]}, got {found[1]}"
         case ValidationError() if error.full_key:  # the innermost one does not know its key yet
             return f"{error.full_key}: {str(error).splitlines()[0]}"
         case HydraException() if found := re.search(r"Could not override '([^']+)'", str(error)):

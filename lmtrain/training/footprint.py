@@ -42,15 +42,24 @@ PROGRAM_BYTES = {"cpu": int(0.385 * 2**30), "cuda": int(0.8 * 2**30), "mps": int
 On a GPU that is its context, the kernels, and the workspace of matrix products.
 """
 
-GAPS = {"cpu": 0.35, "cuda": 0.05, "mps": 0.05}
-"""What the allocator holds between tensors, as a share of these.
+BYTES_IN_16_BITS = int(0.13 * 2**30)
+"""What was seen of a run in 16 bits besides, on a CPU without instructions for them; another took nothing of it."""
 
-On CPUs measured, as resident memory beside what tensors take: the most that was seen. The C library keeps what is freed
-in pieces below 8 MiB for itself: the smaller the pieces that come and go, the more of it.
+GAPS = {"cuda": 0.05, "mps": 0.05}
+"""What a GPU's allocator holds between tensors, as a share of these."""
+
+KEPT_BELOW = 8 * 2**20
+"""Bytes: what is smaller, the C library takes from what it keeps (`hardware.keep_freed_memory`) and leaves gaps in."""
+
+GAPS_OF_SMALL = {"none": 0.35, "selective": 0.45, "full": 0.25}
+"""On a CPU, as a share of small tensors that come and go, by checkpointing: the most that was seen of resident memory.
+
+Weights and what else stays leaves no gaps. With `selective` checkpointing some of a block goes and some stays, with
+`full` all that stays is of one size.
 """
 
-GAPS_WITH_CHECKPOINTING = {"none": GAPS, "selective": {**GAPS, "cpu": 0.55}, "full": GAPS}
-"""... when activations come and go block by block."""
+GAPS_OF_LARGE = 0.1
+"""... as a share of large ones at the least, some of which are not."""
 
 MOST_SEQUENCES = 2**30
 
@@ -153,7 +162,7 @@ class TrainingMemory:
         }
         return Footprint(
             moments={
-                name: self._with_standing(moment, accumulated=accumulated, updating=name == "update")
+                name: self._with_standing(moment, size, accumulated=accumulated, updating=name == "update")
                 for name, moment in moments.items()
             }
         )
@@ -237,7 +246,24 @@ class TrainingMemory:
             "working memory": size * block.working,
         }
 
-    def _with_standing(self, moment: Mapping[Part, int], *, accumulated: bool, updating: bool) -> dict[Part, int]:
+    def _gaps_on_cpu(self, tensors: Mapping[Part, int], size: int) -> int:
+        """Between tensors that come and go: as large as the stream of `size` sequences, or as a matrix of the model."""
+        of_stream = size * FP32 * self.work.seq_len * self.work.model.d_model
+        of_matrix = FP32 * max(num_weights([shape]) for shape in self._in_blocks)
+        passes = sum(tensors.get(part, 0) for part in ("activations", "logits and loss", "working memory"))
+        passes += tensors.get("weights in 16 bits", 0)
+        moves = tensors["gradients"] + self._update_bytes  # which does not find all that the passes have left
+        most = GAPS_OF_SMALL[self.work.checkpointing]
+        # No more sequences have smaller gaps, so that the largest microbatch that fits is the only one of its kind.
+        gaps = [
+            max(GAPS_OF_LARGE, most * min(1.0, KEPT_BELOW / piece)) * size_of_all
+            for piece, size_of_all in ((of_stream, passes), (of_matrix, moves))
+        ]
+        return int(sum(gaps))
+
+    def _with_standing(
+        self, moment: Mapping[Part, int], size: int, *, accumulated: bool, updating: bool
+    ) -> dict[Part, int]:
         """A moment with what is there from the first step to the last, and what the allocator adds to it."""
         device, division = self.work.device, self.division
         weights, state = standing(division, self.weight_bytes, self.state_bytes)
@@ -254,9 +280,10 @@ class TrainingMemory:
         }
         if division.divides_weights:
             tensors["weights in 16 bits"] = 0  # they are gathered so
-        share = GAPS_WITH_CHECKPOINTING[self.work.checkpointing][device]
-        gaps = int(share * sum(tensors.values()))
-        return tensors | {"allocator's gaps": gaps, "program": PROGRAM_BYTES[device] + self.beside_training}
+        gaps = self._gaps_on_cpu(tensors, size) if device == "cpu" else int(GAPS[device] * sum(tensors.values()))
+        program = PROGRAM_BYTES[device] + self.beside_training
+        program += BYTES_IN_16_BITS if device == "cpu" and self.work.mixed else 0
+        return tensors | {"allocator's gaps": gaps, "program": program}
 
     @cached_property
     def _update_bytes(self) -> int:

@@ -191,7 +191,8 @@ class _Attempt:
             announce(self.session, self.data, self.folder)
             status, error, stop = "failed", None, StopRequest(self._deadline())
             try:
-                status = self._train(stop)
+                with stop:  # before there are metrics: whoever sees some may ask the run to stop
+                    status = self._train(stop)
             except BaseException as problem:
                 error = problem
                 log.debug("the run failed", exc_info=True)
@@ -250,7 +251,7 @@ class _Attempt:
 
         team = self.session.team
         trainer = self.session.trainer(self.folder, record, self.progress, joint_judge(team, self.judge))
-        with contextlib.closing(metrics), system, line, stop:
+        with contextlib.closing(metrics), system, line:
             try:
                 with team.together(f"go on with resume={self.folder}"):
                     return trainer.fit(stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ from full_disk import on_a_small_disk
 
 from lmtrain.commands.verify_resume import compare_ends
 from lmtrain.config.compose import compose_config
-from lmtrain.errors import CheckpointError, LmtrainError, NewerFormatError, RunError, RunFolderError
+from lmtrain.errors import CheckpointError, Interrupted, LmtrainError, NewerFormatError, RunError, RunFolderError
 from lmtrain.run import RunResult, run_experiment
 from lmtrain.run_dir import RunDir
+from lmtrain.tracking.metrics_file import MetricsFile
 
 STEPS = 12
 LONG = (
@@ -46,6 +48,22 @@ def resume(run: Path, *words: str) -> RunResult:
 
 def newest(run: Path) -> Path:
     return max((run / "checkpoints").glob("step_*"))
+
+
+def test_a_signal_that_comes_with_the_metrics_file_is_heeded(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the file to be there may send one at once."""
+
+    class WatchedFile(MetricsFile):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("lmtrain.run.MetricsFile", WatchedFile)
+    words = [*TINY, *LONG, f"data.path={corpus}", f"data.cache_dir={tmp_path / 'cache'}"]
+    with pytest.raises(Interrupted, match="stopped by SIGINT at step 1; go on with resume="):
+        run_experiment(compose_config(words), tmp_path / "run")
 
 
 def forget_the_end(run: Path) -> None:

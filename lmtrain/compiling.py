@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from lmtrain.config.schema import ExperimentConfig
-from lmtrain.data.batches import Batch
+from lmtrain.data.batches import Batch, TrainBatches
 from lmtrain.data.cache import cache_folder
 from lmtrain.training.compilation import (
     MIN_STEPS,
@@ -29,6 +29,9 @@ from lmtrain.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
+EXAMPLES = 4
+"""Batches of a run whose speed is measured where batches have many sizes, besides the largest."""
+
 
 def compile_if_asked(config: ExperimentConfig, step: TrainingStep) -> None:
     """For `trainer.compile=true`. Raises HardwareError if it cannot be done here."""
@@ -41,7 +44,7 @@ def compile_if_asked(config: ExperimentConfig, step: TrainingStep) -> None:
 def settle_compile(
     config: ExperimentConfig,
     step: TrainingStep,
-    largest: Batch,
+    batches: TrainBatches,
     total_steps: int,
     find_micro_batch_size: Callable[[], None],
 ) -> ExperimentConfig:
@@ -50,7 +53,7 @@ def settle_compile(
         return config
     compiled = False
     if total_steps >= MIN_STEPS:
-        choice = _choose(config, step, largest, total_steps, find_micro_batch_size)
+        choice = _choose(config, step, batches, total_steps, find_micro_batch_size)
         log.info("compile: %s", choice.reason)
         compiled = choice.compile
     if not compiled:
@@ -68,14 +71,13 @@ def sizes_vary(config: ExperimentConfig) -> bool:
 def _choose(
     config: ExperimentConfig,
     step: TrainingStep,
-    largest: Batch,
+    batches: TrainBatches,
     total_steps: int,
     find_micro_batch_size: Callable[[], None],
 ) -> CompileChoice:
     device = step.precision.device
     reasons = {
         "no: not tried on several processes": config.parallel.strategy != "single",
-        "no: not tried where batches have many sizes": sizes_vary(config),
         f"no: {missing_compiler(device)}": missing_compiler(device) is not None,
     }
     for reason, holds in reasons.items():
@@ -83,24 +85,35 @@ def _choose(
             return CompileChoice(compile=False, reason=reason)
     try:
         find_micro_batch_size()
-        size = step.micro_batch_size or largest.num_sequences
-        part = next(largest.split(size))
+        size = step.micro_batch_size or batches.largest.num_sequences
+        parts = _examples(config, batches, total_steps, size)
         keep_compiled_code(cache_folder(config.data))
 
-        def compiled_pass() -> None:
-            step.compile(dynamic=False)
-            step.dry_pass(part)
+        def dry_passes() -> None:
+            for part in parts:
+                step.dry_pass(part)
+
+        def compiled_passes() -> None:
+            step.compile(dynamic=sizes_vary(config))
+            dry_passes()
 
         return choose_to_compile(
-            dry_pass=lambda: step.dry_pass(part),
-            compiled_pass=compiled_pass,
+            dry_passes=dry_passes,
+            compiled_passes=compiled_passes,
+            at_once=len(parts),
             passes=total_steps * math.ceil(config.batch_size / size),
             num_blocks=sum(1 for _ in step.model.all_blocks()),  # type: ignore[operator, misc]
             device=device,
-            records=CompileRecords(cache_folder(config.data), shape_of(config, step, part)),
+            records=CompileRecords(cache_folder(config.data), shape_of(config, step, parts[0])),
         )
     except torch.OutOfMemoryError:  # the run will tell
         return CompileChoice(compile=False, reason="no: there is not memory enough to try")
+
+
+def _examples(config: ExperimentConfig, batches: TrainBatches, total_steps: int, size: int) -> list[Batch]:
+    """The microbatches that are timed: one of the largest batch; where sizes vary, the mean over batches of the run."""
+    steps = range(0, total_steps, math.ceil(total_steps / EXAMPLES)) if sizes_vary(config) else ()
+    return [next(batch.split(size)) for batch in (batches.largest, *(batches[step] for step in steps))]
 
 
 def shape_of(config: ExperimentConfig, step: TrainingStep, part: Batch) -> dict[str, object]:
@@ -111,6 +124,7 @@ def shape_of(config: ExperimentConfig, step: TrainingStep, part: Batch) -> dict[
         "model": dataclasses.asdict(config.model),
         "parameters": [list(parameter.shape) for parameter in step.parameters],
         "inputs": [list(tensor.shape) for tensor in (part.inputs, *part.context.values())],
+        "sizes vary": sizes_vary(config),
         "dropout": config.dropout > 0,
         "pad_vocab": step.model.pad_vocab,
         "format": step.precision.name,

@@ -267,6 +267,7 @@ def build_session(config: ExperimentConfig, data: PreparedData, device: torch.de
         total_steps=total_steps,
         model_choice=model_choice,
     )
-    run = step, batches.largest, total_steps, session.find_micro_batch_size
-    config = settle_threads(session.config, *run)
-    return replace(session, config=settle_compile(config, *run))  # second: it counts there how fast steps are
+    fit = session.find_micro_batch_size
+    config = settle_threads(session.config, step, batches.largest, total_steps, fit)
+    config = settle_compile(config, step, batches, total_steps, fit)  # second: it counts there how fast steps are
+    return replace(session, config=config)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from command_line import TINY
 from torch import nn
 
+from lmtrain import compiling
+from lmtrain.config.compose import compose_config
 from lmtrain.config.schema import AdamWConfig, DecoderConfig
 from lmtrain.data.batches import Batch
+from lmtrain.data.prepare import prepare
 from lmtrain.errors import HardwareError
 from lmtrain.model.building import build_model
+from lmtrain.session import build_session
 from lmtrain.training import compilation
 from lmtrain.training.compilation import (
     CompileChoice,
@@ -48,7 +54,12 @@ class Machine:
     def choose(self, passes: int, records: CompileRecords) -> CompileChoice:
         self.compiled_once = False
         return choose_to_compile(
-            dry_pass=self.eager, compiled_pass=self.compiled, passes=passes, num_blocks=4, device=CPU, records=records
+            dry_passes=self.eager,
+            compiled_passes=self.compiled,
+            passes=passes,
+            num_blocks=4,
+            device=CPU,
+            records=records,
         )
 
 
@@ -176,3 +187,32 @@ def test_compiled_steps_are_those_of_the_model_and_are_shared(monkeypatch: pytes
 
 def weights(model: nn.Module) -> list[list[float]]:
     return [parameter.flatten().tolist() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("words", "at_once"),
+    [
+        ([], 1),
+        (["data.batches=padded", "data.document=line"], 5),
+        (["trainer.batch_size_warmup_steps=100"], 5),
+        (["trainer.seq_len_warmup_steps=100", "trainer.initial_seq_len=4"], 5),
+    ],
+)
+def test_batches_of_many_sizes_are_judged_by_some_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, corpus: Path, words: list[str], at_once: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def choose(**question: Any) -> CompileChoice:
+        question["dry_passes"]()
+        asked.append(question)
+        return CompileChoice(compile=False, reason="no")
+
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling, "choose_to_compile", choose)
+    monkeypatch.setattr(compiling, "keep_compiled_code", lambda _: None)
+    config = compose_config([*TINY, f"data.path={corpus}", "device=cpu", "trainer.max_steps=500", *words])
+    session = build_session(config, prepare(config.data, config.tokenizer), CPU)
+    assert session.config.trainer.compile is False
+    [question] = asked
+    assert (question["at_once"], question["passes"]) == (at_once, 500)

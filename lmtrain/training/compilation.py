@@ -157,8 +157,9 @@ def seconds_a_pass(dry_pass: Callable[[], None]) -> float:
 
 def choose_to_compile(
     *,
-    dry_pass: Callable[[], None],
-    compiled_pass: Callable[[], None],
+    dry_passes: Callable[[], None],
+    compiled_passes: Callable[[], None],
+    at_once: int = 1,
     passes: int,
     num_blocks: int,
     device: torch.device,
@@ -169,11 +170,11 @@ def choose_to_compile(
     What is known of the shape decides; where nothing is, and much could be saved, it is compiled once and timed.
 
     Args:
-        dry_pass: makes one pass that leaves no trace, uncompiled.
-        compiled_pass: the same, which compiles when it is called first.
+        dry_passes: makes passes that leave no trace, uncompiled: `at_once` of them.
+        compiled_passes: the same, which compiles when it is called first.
     """
     known = records.read()
-    eager = seconds_a_pass(dry_pass)
+    eager = seconds_a_pass(dry_passes) / at_once
     cost, speedup, guessed = _expectation(known, device, num_blocks)
     saved = passes * eager * (1 - 1 / speedup)
     if speedup < MIN_GAIN or saved < WORTH_IT * cost:
@@ -182,12 +183,13 @@ def choose_to_compile(
             compile=False, reason=f"no: {share}, it would save {max(saved, 0.0):.0f} s for {cost:.0f} s of compiling"
         )
     try:
-        seconds, compiled = _compile_and_time(compiled_pass)
+        seconds, compiled = _compile_and_time(compiled_passes)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever breaks in a compiler is no reason not to train
         log.debug("compiling failed", exc_info=True)
         return CompileChoice(compile=False, reason=f"no: it failed ({_first_line(error)})")
+    compiled /= at_once
     speedup = eager / compiled
     records.write(Known(speedup=speedup, first=known.first if known else seconds, cached=seconds if known else None))
     if speedup < MIN_GAIN:
@@ -207,14 +209,14 @@ def _expectation(known: Known | None, device: torch.device, num_blocks: int) -> 
     return known.cached or FROM_CACHE * known.first, known.speedup, False
 
 
-def _compile_and_time(compiled_pass: Callable[[], None]) -> tuple[float, float]:
-    """Seconds to compile, and of a pass."""
+def _compile_and_time(compiled_passes: Callable[[], None]) -> tuple[float, float]:
+    """Seconds to compile, and of those passes."""
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled_pass()
+        compiled_passes()
     seconds = time.perf_counter() - began
-    return seconds, seconds_a_pass(compiled_pass)
+    return seconds, seconds_a_pass(compiled_passes)
 
 
 def _first_line(error: Exception) -> str:

@@ -77,9 +77,7 @@ def break_one(setting: str, broken: RunDir, whole: RunDir, chance: random.Random
     """Make a run again, killed once or twice."""
     attempts = 2 if chance.random() < KILLED_TWICE else 1
     try:
-        kills, differences = kill_and_resume(
-            broken, whole, SETTINGS[setting], steps=STEPS, chance=chance, attempts=attempts
-        )
+        kills, differences = kill_and_resume(broken, whole, chance=chance, attempts=attempts)
     except LmtrainError as error:  # it could not be loaded, or failed later
         kills, differences = [], [str(error)]
     return Outcome(setting=setting, kills=kills, differences=differences)

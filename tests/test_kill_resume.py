@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from command_line import ROOT
+from command_line import ROOT, TINY
 
 from lmtrain.commands.verify_resume import kill_and_resume, main, train_whole
 from lmtrain.config.compose import group_options
@@ -35,14 +35,29 @@ def test_killed_runs_end_like_those_that_were_not(tmp_path: Path, monkeypatch: p
     for number in range(KILLS):
         name = list(SETTINGS)[number % len(SETTINGS)]
         run = RunDir(tmp_path / f"broken {number}")
-        where, differences = kill_and_resume(
-            run, wholes[name], SETTINGS[name], steps=STEPS, chance=chance, attempts=1 + number % 2
-        )
+        where, differences = kill_and_resume(run, wholes[name], chance=chance, attempts=1 + number % 2)
         assert not differences, (name, where)
         kills += where[0].phase != "ended"
         kills_of_resumed += any(kill.phase != "ended" for kill in where[1:])
     assert kills >= KILLS / 2
     assert kills_of_resumed >= 1
+
+
+@pytest.mark.multiprocess
+def test_the_run_that_is_killed_takes_what_the_other_chose(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `auto` comes to by timing may be something else the next time."""
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "cache"))
+    whole, broken = RunDir(tmp_path / "whole"), RunDir(tmp_path / "broken")
+    train_whole(whole, [*TINY, f"data.path={corpus}", "parallel.num_threads=auto", "precision=auto"], steps=8)
+    chosen = whole.config.read_text().replace("  num_threads: 1\n", "  num_threads: 2\n")
+    chosen = chosen.replace("  format: fp32\n", "  format: bf16\n")
+    whole.config.write_text(chosen)
+    kill_and_resume(broken, whole, chance=random.Random(0))
+    taken = broken.config.read_text()
+    assert "  num_threads: 2\n" in taken
+    assert "  format: bf16\n" in taken
 
 
 @pytest.mark.slow

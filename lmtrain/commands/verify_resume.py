@@ -70,20 +70,22 @@ def verify(folder: Path, overrides: list[str], *, steps: int, chance: random.Ran
     result = whole.read_result()
     assert result is not None
     print(f"uninterrupted: {result['step']} steps")
-    kills, differences = kill_and_resume(RunDir(folder / "broken"), whole, overrides, steps=2 * steps, chance=chance)
+    kills, differences = kill_and_resume(RunDir(folder / "broken"), whole, chance=chance)
     print(f"killed with -9 {', then '.join(map(str, kills))}; resumed")
     return differences
 
 
 def train_whole(run: RunDir, overrides: list[str], *, steps: int) -> None:
     """Make the uninterrupted run of `steps` steps."""
-    _train([*_settings(run, overrides, steps)])
+    _train(_settings(run, overrides, steps))
 
 
 def kill_and_resume(
-    run: RunDir, whole: RunDir, overrides: list[str], *, steps: int, chance: random.Random, attempts: int = 1
+    run: RunDir, whole: RunDir, *, chance: random.Random, attempts: int = 1
 ) -> tuple[list[Kill], list[str]]:
     """Make the run of `whole` again in another folder; so many attempts are killed, the next goes to the end.
+
+    Made from its config.yaml, it takes what `auto` came to there: by timing, it might come to something else.
 
     Returns when they were killed, and what differs at the end.
     """
@@ -91,15 +93,17 @@ def kill_and_resume(
     life = whole.result.stat().st_mtime - whole.lock_file.stat().st_mtime  # from taking the folder to its result
     while len(kills) < attempts and run.read_result() is None:
         delay = chance.uniform(0, life / (1 + len(kills)))  # an attempt that resumes has less to do
-        kills.append(_train_and_kill(_words(run, overrides, steps), run, whole, delay))
+        kills.append(_train_and_kill(_words(run, whole), run, whole, delay))
     if run.read_result() is None:
-        _train(_words(run, overrides, steps))
+        _train(_words(run, whole))
     return kills, compare_ends(whole, run)
 
 
-def _words(run: RunDir, overrides: list[str], steps: int) -> list[str]:
-    """Those that begin a run, or that go on with it once there is one."""
-    return [f"resume={run.path}"] if run.is_run() else _settings(run, overrides, steps)
+def _words(run: RunDir, whole: RunDir) -> list[str]:
+    """Those that begin the run of `whole` again, or that go on with it once it has begun."""
+    if run.is_run():
+        return [f"resume={run.path}"]
+    return ["--config-dir", str(whole.path), "--config-name", whole.config.stem, f"hydra.run.dir={run.path}"]
 
 
 def _settings(run: RunDir, overrides: list[str], steps: int) -> list[str]:

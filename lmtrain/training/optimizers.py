@@ -19,6 +19,7 @@ from lmtrain.config.schema import (
     SGDConfig,
 )
 from lmtrain.distributed.sharding import is_divided
+from lmtrain.training import torch_optimizers
 from lmtrain.training.adafactor import Adafactor
 from lmtrain.training.lion import Lion
 from lmtrain.training.muon import Muon
@@ -41,12 +42,14 @@ def build_optimizers(
         case AdamWConfig():
             return [_adamw(config, groups, lr)]
         case AdamConfig():
-            return [torch.optim.Adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)]
+            return [torch_optimizers.Adam(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)]
         case MuonConfig():
             return _muon_and_adamw(config, everything, list(block_matrices), lr)
         case SGDConfig():
             fused = not any(map(is_divided, everything))  # PyTorch has no fused SGD for divided parameters
-            return [torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)]
+            return [
+                torch_optimizers.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+            ]
         case LionConfig():
             return [Lion(groups, lr=lr, weight_decay=config.weight_decay, betas=config.betas)]
         case AdafactorConfig():
@@ -72,7 +75,7 @@ def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[d
 
 
 def _adamw(config: MomentsConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch_optimizers.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def _muon_and_adamw(

@@ -192,7 +192,10 @@ def test_a_killed_process_ends_the_job_which_can_go_on(job: Job, strategy: str, 
     os.kill(process_of_rank(process.pid, rank), signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"another process of this job has ended: what it said is above; go on with resume={run}" in out
+    assert (
+        f"another process of this job has ended: what it said is above, its status below; go on with resume={run}"
+        in out
+    )
     if rank:  # the one that leads has written how it ended
         assert job.result(run)["status"] == "failed"
     reached = int((job.folder / run / "checkpoints" / "last").readlink().name.removeprefix("step_"))

@@ -190,6 +190,7 @@ def test_time_and_energy_follow_from_what_is_said(capsys: pytest.CaptureFixture[
         r"^time       about .* steps .*, 2 evaluations .* of [\d,]+ GFLOP/s in matrix products", text, re.M
     )
     assert re.search(r"^energy     about [\d.e-]+ kWh at 50 W \(as given\)$", text, re.M)
+    assert ", 1 evaluation " in told(capsys, *words, "trainer.max_steps=20")
     assert "whole validation split not counted" in told(capsys, *STDLIB)
 
 

@@ -107,7 +107,9 @@ class Team:
             self.is_broken = self.has_others and not self._agreed
             if self.has_others and _tells_of_a_loss(error):
                 _hear_no_termination()
-                raise RunError(f"another process of this job has ended: what it said is above; {remedy}") from error
+                raise RunError(
+                    f"another process of this job has ended: what it said is above, its status below; {remedy}"
+                ) from error
             raise
 
     def begin(self, order: T) -> T:

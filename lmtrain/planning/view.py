@@ -57,7 +57,8 @@ def _costs(estimate: Estimate) -> Iterator[tuple[str, str]]:
         return
     parts = [f"steps {duration_text(taken.training)}"]
     if taken.evaluation is not None:
-        parts.append(f"{estimate.plan.budget.evaluations:,} evaluations {duration_text(taken.evaluation)}")
+        number = estimate.plan.budget.evaluations
+        parts.append(f"{number:,} evaluation{'' if number == 1 else 's'} {duration_text(taken.evaluation)}")
     else:
         parts.append("evaluations of the whole validation split not counted, as the text was not prepared yet")
     if taken.checkpoints:

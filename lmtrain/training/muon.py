@@ -16,14 +16,10 @@ from torch import Tensor
 
 from lmtrain.distributed.sharding import is_divided
 from lmtrain.training.held_back import decay_and_add, replace_where
-from lmtrain.training.optimizer_memory import in_stacks
+from lmtrain.training.optimizer_memory import GRAM_STEPS, in_stacks
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon)."""
-
-
-RESTART = 3
-"""Steps on Gram matrices until they are made anew: their rounding errors grow twelvefold each."""
 
 
 def orthogonalize(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
@@ -35,10 +31,11 @@ def orthogonalize(matrices: Sequence[Tensor], steps: int) -> list[Tensor]:
     if not by_gram_matrix(matrices[0]):
         return list(_iterate(torch.stack(list(matrices)), steps).unbind())
     wide = [matrix.mT if matrix.size(0) > matrix.size(1) else matrix for matrix in matrices]
-    norms = torch.stack([matrix.norm() for matrix in wide]).clamp_min(1e-7)
-    wide = [matrix / norm for matrix, norm in zip(wide, norms, strict=True)]
-    for done in range(0, steps, RESTART):
-        squares = _polynomials(torch.stack([x @ x.mT for x in wide]), min(RESTART, steps - done))
+    for done in range(0, steps, GRAM_STEPS):
+        grams = torch.stack([x @ x.mT for x in wide])
+        # What is begun with has a norm of one: its Gram matrix tells the norm that it would have to be divided by.
+        norms = 1.0 if done else grams.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt().clamp_min(1e-7).view(-1, 1, 1)
+        squares = _polynomials(grams / norms**2, min(GRAM_STEPS, steps - done)) / norms
         wide = [square @ x for square, x in zip(squares, wide, strict=True)]
     return [x.mT if matrix.size(0) > matrix.size(1) else x for matrix, x in zip(matrices, wide, strict=True)]
 

@@ -60,6 +60,10 @@ def _run_job(config: DictConfig, job: compose.Job) -> float:
         raise ConfigError(f"{DRY_RUN} tells what a sweep would run: add --multirun; --cfg job shows a single run")
     if job.sweep_dir is None and any(word.lstrip("+").startswith(("sweep=", "sweep.")) for word in job.overrides):
         log.warning("this makes one run: what sweep says is for --multirun")
+    if settings.tracking.mlflow:
+        from lmtrain.tracking.mlflow.process import mlflow_process
+
+        mlflow_process()  # makes itself ready while torch is imported and the text prepared
     from lmtrain.run import run_experiment
     from lmtrain.sweep.grid import run_in_grid
 

@@ -112,6 +112,7 @@ class BackgroundTracker:
         explain: Callable[[BaseException], str] = one_line,
         close_timeout: float,
         remedy: str = "",
+        abandon: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -121,6 +122,7 @@ class BackgroundTracker:
             explain: an error in a line, for the warning.
             close_timeout: seconds `finish` waits at most.
             remedy: what puts right later what could not be mirrored, for the warning; `RUN` stands for the run folder.
+            abandon: called when the end of the run does not wait for the server any longer.
         """
         self._server = server
         self._open_mirror = open_mirror
@@ -128,6 +130,7 @@ class BackgroundTracker:
         self._explain = explain
         self._close_timeout = close_timeout
         self._remedy = remedy
+        self._abandon = abandon
         self._mirror: Mirror  # set and used by the thread alone
         self._messages: queue.Queue[Any] = queue.Queue(MAX_QUEUED)  # records; None: the run has ended
         self._overflowed = threading.Event()
@@ -157,6 +160,7 @@ class BackgroundTracker:
         problem = wait_for(self._thread, self._request, patience=patience, timeout=self._close_timeout)
         if problem:
             self._warn(problem)
+            self._abandon()
 
     def _work(self) -> None:
         """The thread: open the mirror, then send what comes until the end or until it cannot be used."""

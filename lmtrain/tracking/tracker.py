@@ -87,7 +87,7 @@ def build_tracker(config: TrackingConfig, write_model: ModelWriter | None = None
     """
     trackers: list[Tracker] = []
     if config.mlflow:
-        from lmtrain.tracking.mlflow.mirror import MlflowTracker
+        from lmtrain.tracking.mlflow.tracker import MlflowTracker
 
         trackers.append(MlflowTracker(config, write_model))
     if config.tensorboard:

@@ -11,7 +11,6 @@ import logging
 import platform
 import threading
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,15 +18,13 @@ from filelock import FileLock
 from lmtrain.config.schema import TrackingConfig
 from lmtrain.redaction import redact
 from lmtrain.run_dir import RunDir
-from lmtrain.tracking.background import SHORTEST_SILENCE, SILENCE, BackgroundTracker, Request, wait_for
+from lmtrain.tracking.background import SHORTEST_SILENCE, SILENCE, Request, wait_for
 from lmtrain.tracking.metrics_file import read_metrics
 from lmtrain.tracking.mlflow.connection import (
     Store,
     connect,
     explain_error,
-    is_transient,
     known_run,
-    require_known_scheme,
     tracking_uri,
 )
 from lmtrain.tracking.mlflow.run import (
@@ -44,22 +41,6 @@ from lmtrain.tracking.run_info import RunEnding, RunInfo, SweepEnding, SweepInfo
 from lmtrain.tracking.tracker import ModelWriter
 
 log = logging.getLogger(__name__)
-
-
-class MlflowTracker(BackgroundTracker):
-    """Mirrors one run to MLflow in the background."""
-
-    def __init__(self, config: TrackingConfig, write_model: ModelWriter | None) -> None:
-        """`write_model` makes the MLflow model of the best checkpoint; None: none is sent."""
-        require_known_scheme(uri := tracking_uri(config))
-        super().__init__(
-            server=f"MLflow at {redact(uri)}",
-            open_mirror=partial(MlflowMirror, config, write_model),
-            is_transient=is_transient,
-            explain=explain_error,
-            close_timeout=config.close_timeout,
-            remedy="; later, lmtrain track sync RUN makes MLflow complete",
-        )
 
 
 class MlflowMirror:

@@ -41,7 +41,7 @@ GPT = ("model.norm=layernorm", "model.bias=true", "model.position=learned", "mod
 SETTINGS: dict[str, tuple[str, ...]] = {
     "muon": TEXT,
     "adamw": (*TEXT, "optimizer=adamw", "model.num_layers=8"),
-    "four microbatches": (*TEXT, "trainer.micro_batch_size=6", "batch_size=24"),
+    "microbatches of 6": (*TEXT, "trainer.micro_batch_size=6", "batch_size=24"),
     "checkpointing full": (*TEXT, "trainer.activation_checkpointing=full", "batch_size=40"),
     "checkpointing selective": (*TEXT, "trainer.activation_checkpointing=selective", "batch_size=24"),
     "dropout": (*TEXT, "dropout=0.1"),

@@ -38,6 +38,7 @@ def compile_if_asked(config: ExperimentConfig, step: TrainingStep) -> None:
     if config.trainer.compile is True:
         require_compiler(step.precision.device)
         keep_compiled_code(cache_folder(config.data))
+        log.info("compile: yes: the first step waits for it, half a minute or more where the code is not in the cache")
         step.compile(dynamic=sizes_vary(config))
 
 

@@ -292,7 +292,7 @@ def test_a_broken_rule_is_told_with_the_value(words: str, message: str) -> None:
         ("optimizer.betas=[0.9]", "optimizer.betas: "),
         ("lr=null", "lr: "),
         ("sweep.name=''", "sweep.name must not be empty"),
-        ("trainer.micro_batch_size=some", "trainer.micro_batch_size: "),
+        ("trainer.micro_batch_size=some", "trainer.micro_batch_size must be a whole number or auto, got 'some'"),
         # words
         ("data=text", "data.path must be set: add data.path=VALUE"),
         ("word", "cannot read the argument 'word': write key=value, or the name of a command"),

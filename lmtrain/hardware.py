@@ -94,7 +94,7 @@ def pads_vocab(wanted: bool | Literal["auto"], device: torch.device, format: tor
     """Whether logits are computed at a padded width; `auto`: on GPUs in 16 bits.
 
     A row of 50,257 of them begins anywhere, and tensor cores load blocks at multiples of 16 bytes. A CPU does not mind,
-    and pays for the copies: a fifth more time for the product and its loss.
+    and pays for the copies.
     """
     return device.type == "cuda" and format != torch.float32 if wanted == "auto" else wanted
 

@@ -6,6 +6,7 @@ Only light modules are imported here, so that help and wrong requests answer at 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
 import math
@@ -63,7 +64,8 @@ def _run_job(config: DictConfig, job: compose.Job) -> float:
     if settings.tracking.mlflow:
         from lmtrain.tracking.mlflow.process import mlflow_process
 
-        mlflow_process()  # makes itself ready while torch is imported and the text prepared
+        with contextlib.suppress(OSError):  # the tracker says it, and the run goes on without
+            mlflow_process()  # makes itself ready while torch is imported and the text prepared
     from lmtrain.run import run_experiment
     from lmtrain.sweep.grid import run_in_grid
 

@@ -153,9 +153,12 @@ def answer_questions() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
 
+    sending = threading.Lock()  # threads of MLflow log as well
+
     def send(kind: str, content: Any = None) -> None:
-        answers.write(pickle.dumps((kind, content)))
-        answers.flush()
+        with sending:
+            answers.write(pickle.dumps((kind, content)))
+            answers.flush()
 
     logging.getLogger().addHandler(_Forwarding(send))
     with contextlib.suppress(BrokenPipeError):

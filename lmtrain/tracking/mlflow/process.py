@@ -1,4 +1,4 @@
-"""A process of its own for MLflow, whose import and tables take three seconds of Python that a run would wait for.
+"""A process of its own for MLflow, whose import and tables take seconds of Python that a run would wait for.
 
 Owns the process, and what goes to and fro: the thread that mirrors a run asks, one thing at a time, and waits for the
 answer outside the interpreter's lock. What is done there belongs to `mirror.py`. The process ends with the one that
